@@ -1,0 +1,247 @@
+"""What a plan consists of: frozen values that the engines take; no engine reads the configuration."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a checkpoint's config alone tells; counted on the meta device, no weights read."""
+
+    model_type: str
+    architecture: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int | None
+    """Longest sequence the positions were trained for, RoPE scaling included; None if unlimited."""
+    checkpoint_dtype: Dtype | None
+    linear_modules: Mapping[str, tuple[int, int]]
+    """Dotted name → (in_features, out_features) of every linear layer, the output head included."""
+    head_name: str
+    """Dotted name of the output head (`lm_head`)."""
+    parameter_shapes: Mapping[str, tuple[int, ...]]
+    tied_embeddings: bool
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the prepared data tells the plan; values only."""
+
+    train_examples: int
+    eval_examples: int
+    tokens: int
+    trained_tokens: int
+    eval_tokens: int
+    packs_in_epoch: Callable[[int], int]
+    """Sequences (packs, or examples when not packed) in epoch e, exact; epochs count from 0."""
+    packing_efficiency: float | None
+    """Share of the positions of epoch 0's packs that hold a token; None when not packed."""
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """Which number formats are used where."""
+
+    frozen_weights: Dtype
+    trained_weights: Dtype
+    autocast: Dtype | None
+    """Forward and backward run under autocast to this; None = no autocast."""
+    tf32: bool | None
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """How the base model is loaded."""
+
+    source: str
+    """Hub id, folder, or path of a `.gguf` file."""
+    config_source: str
+    revision: str | None
+    model_class: str
+    trust_remote_code: bool
+    ignore_patterns: tuple[str, ...]
+    config_overrides: Mapping[str, Any]
+    load_kwargs: Mapping[str, Any]
+    attention: str
+    """The `attn_implementation` given to transformers."""
+    precision: PrecisionPlan
+    device: str
+    gradient_checkpointing: bool
+    gradient_checkpointing_kwargs: Mapping[str, Any]
+    embedding_multiple: int | None
+    """Grow the embeddings to a multiple of this (32); None = just as many rows as tokens."""
+    unfrozen_parameters: tuple[str, ...] = ()
+    """Regexes of the parameters a full fine-tuning trains; empty = all."""
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """How the adapter is made; None in the plan means full fine-tuning."""
+
+    kind: Literal["lora"]
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...] | str
+    """Names, or one regex. Already resolved: `lora_target_linear` has become the names."""
+    layers: tuple[int, ...] | None
+    modules_to_save: tuple[str, ...]
+    fan_in_fan_out: bool
+    use_rslora: bool
+    use_dora: bool
+    init: bool | str
+    continue_from: str | None
+    """Folder or hub id of an adapter to go on from (`lora_model_dir`)."""
+    target_parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How packs become steps. Every step of an epoch has the same number of micro-batches: the
+    last one is filled up with micro-batches that hold no trained token."""
+
+    rows_per_device: int
+    accumulation: int
+    world_size: int
+    epochs: float
+    steps_in_epoch: tuple[int, ...]
+    """Steps of each epoch that the run enters, the last cut off where the run ends."""
+    seed: int
+
+    @property
+    def rows_per_step(self) -> int:
+        """Sequences per optimizer update over all processes."""
+        return self.rows_per_device * self.accumulation * self.world_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return sum(self.steps_in_epoch)
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """The optimizer and its groups."""
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    arguments: Mapping[str, Any]
+    """`optim_args`."""
+    max_grad_norm: float
+    """0 = no clipping."""
+    embedding_learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class SchedulePlan:
+    """The learning rate as a function of the step."""
+
+    name: str
+    warmup_steps: int
+    quadratic_warmup: bool
+    min_ratio: float | None
+    """`cosine_min_lr_ratio`: the floor as a share of the peak."""
+    constant_ratio: float | None
+    """`cosine_constant_lr_ratio`: share of the run after which the floor is held."""
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """When and how the held-out data is evaluated."""
+
+    at_steps: frozenset[int]
+    """Steps after which the loss on the held-out data is computed; empty = never."""
+    rows_per_device: int
+    generate: bool
+    """`eval_generate`: greedy answers on held-out rows, scored by exact match."""
+    max_new_tokens: int
+    generate_examples: int | None
+    """How many held-out examples are answered; None = all."""
+    early_stopping_patience: int | None
+    early_stopping_threshold: float
+    best_metric: str
+    """Name in the metrics, `eval_loss` by default."""
+    greater_is_better: bool
+
+
+@dataclass(frozen=True)
+class SavePlan:
+    """When checkpoints are written and which are kept."""
+
+    at_steps: frozenset[int]
+    on_best: bool
+    keep: int | None
+    weights_only: bool
+    """`save_only_model`: no optimizer state; such a checkpoint cannot be resumed."""
+    load_best_at_end: bool
+
+
+@dataclass(frozen=True)
+class TrackerPlan:
+    """The experiment trackers asked for, none by default."""
+
+    names: tuple[str, ...]
+    """Of tensorboard, wandb, mlflow, comet, trackio."""
+    run_name: str | None
+    options: Mapping[str, Mapping[str, Any]]
+    """Per tracker its own keys without the prefix: `wandb: {project: ...}`."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything the training loop needs."""
+
+    steps: StepPlan
+    optimizer: OptimizerPlan
+    schedule: SchedulePlan
+    evaluation: EvaluationPlan
+    save: SavePlan
+    trackers: TrackerPlan
+    logging_steps: int
+    neftune_noise_alpha: float | None
+    loss_watchdog_threshold: float | None
+    loss_watchdog_patience: int
+    dataloader_workers: int
+    dataloader_pin_memory: bool
+    dataloader_prefetch_factor: int | None
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """Where results go."""
+
+    folder: Path
+    hub_model_id: str | None = None
+    hub_strategy: str | None = None
+    hub_private: bool = False
+    merged_dtype: Dtype | None = None
+    """None = the base checkpoint's own."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided, and why, before anything heavy is loaded."""
+
+    model: ModelPlan
+    adapter: AdapterPlan | None
+    training: TrainingPlan
+    output: OutputPlan
+    model_facts: ModelFacts
+    data_facts: DataFacts
+    trainable_parameters: int
+    tokens_per_step: float
+    """Tokens (trained or not, no padding) per optimizer update, on average."""
+    notices: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Dotted name of a value (`training.steps.accumulation`) → why it is what it is."""
