@@ -34,7 +34,9 @@ class World:
             )
         gpus = torch.cuda.device_count()
         if gpus:
-            return cls(0, 1, "cuda:0", gpus, torch.cuda.is_bf16_supported(including_emulation=False))
+            return cls(
+                0, 1, "cuda:0", gpus, torch.cuda.is_bf16_supported(including_emulation=False)
+            )
         return cls(0, 1, "cpu", 0, _cpu_has_bf16())
 
 
