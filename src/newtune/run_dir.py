@@ -46,8 +46,17 @@ MAY_DIFFER_ON_RESUME = frozenset(
 """Keys that change neither the numbers nor the data of a run; a resumed run may set them anew."""
 
 REPORTED_PACKAGES = (
-    "newtune torch transformers peft accelerate datasets tokenizers safetensors numpy pyarrow"
-).split()
+    "newtune",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a plan consists of: frozen values that the engines take; no engine reads the configuration."""
+"""What a plan consists of: frozen values for the engines, which never read the configuration."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -103,8 +103,11 @@ class AdapterPlan:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How packs become steps. Every step of an epoch has the same number of micro-batches: the
-    last one is filled up with micro-batches that hold no trained token."""
+    """How packs become steps.
+
+    Every step has the same number of micro-batches: the last step of an epoch is filled up with
+    micro-batches that hold no trained token.
+    """
 
     rows_per_device: int
     accumulation: int

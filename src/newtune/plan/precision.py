@@ -1,0 +1,70 @@
+"""Which number formats a run uses, from its precision keys and its device."""
+
+from newtune.errors import ConfigError, Problem
+from newtune.plan.parts import PrecisionPlan
+
+
+def resolve_precision(
+    *,
+    bf16: bool | str | None,
+    fp16: bool | None,
+    bfloat16: bool | None,
+    float16: bool | None,
+    tf32: bool | None,
+    device: str,
+    bf16_is_fast: bool,
+) -> tuple[PrecisionPlan, str]:
+    """Return the number formats, and why.
+
+    Mixed precision (`bf16`, `fp16`): frozen weights in 16 bit, trained weights in float32, forward
+    under autocast. `bfloat16`, `float16`: pure 16 bit without autocast.
+
+    Raises:
+        ConfigError: the device cannot do what was asked.
+    """
+    on_cpu = device == "cpu"
+    tf32 = _tf32(tf32, on_cpu=on_cpu)
+    if fp16 or float16:
+        key = "fp16" if fp16 else "float16"
+        if on_cpu:
+            raise ConfigError(
+                [Problem(key, "needs a GPU; this run is on the CPU.", "Use `bf16: auto`.")]
+            )
+        if float16:
+            return PrecisionPlan("float16", "float16", None, tf32), "float16: pure, no autocast"
+        return PrecisionPlan("float16", "float32", "float16", tf32), "fp16: mixed precision"
+    if bfloat16:
+        return PrecisionPlan("bfloat16", "bfloat16", None, tf32), "bfloat16: pure, no autocast"
+    return _bf16(bf16, tf32, on_cpu=on_cpu, bf16_is_fast=bf16_is_fast)
+
+
+def _bf16(
+    bf16: bool | str | None, tf32: bool | None, *, on_cpu: bool, bf16_is_fast: bool
+) -> tuple[PrecisionPlan, str]:
+    mixed = PrecisionPlan("bfloat16", "float32", "bfloat16", tf32)
+    full = PrecisionPlan("float32", "float32", None, tf32)
+    if bf16 is False:
+        return full, "bf16: false, and no other precision asked for"
+    if bf16 is True:
+        if not bf16_is_fast and not on_cpu:
+            raise ConfigError(
+                [
+                    Problem(
+                        "bf16",
+                        "this GPU has no bfloat16 arithmetic (it needs Ampere or newer).",
+                        "Use `fp16: true` or `bf16: auto`.",
+                    )
+                ]
+            )
+        slow = "" if bf16_is_fast else "; this CPU only emulates it, float32 would be faster"
+        return mixed, f"bf16: true{slow}"
+    if bf16_is_fast:
+        return mixed, "bf16: auto, and the device has bfloat16 arithmetic"
+    if on_cpu:
+        return full, "bf16: auto, but this CPU has neither AVX512-BF16 nor AMX"
+    half = PrecisionPlan("float16", "float32", "float16", tf32)
+    return half, "bf16: auto, but this GPU has no bfloat16 arithmetic: fp16"
+
+
+def _tf32(asked: bool | None, *, on_cpu: bool) -> bool | None:
+    return None if on_cpu else asked
