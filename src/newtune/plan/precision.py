@@ -23,7 +23,7 @@ def resolve_precision(
         ConfigError: the device cannot do what was asked.
     """
     on_cpu = device == "cpu"
-    tf32 = _tf32(tf32, on_cpu=on_cpu)
+    tf32 = None if on_cpu else tf32
     if fp16 or float16:
         key = "fp16" if fp16 else "float16"
         if on_cpu:
@@ -35,17 +35,17 @@ def resolve_precision(
         return PrecisionPlan("float16", "float32", "float16", tf32), "fp16: mixed precision"
     if bfloat16:
         return PrecisionPlan("bfloat16", "bfloat16", None, tf32), "bfloat16: pure, no autocast"
-    return _bf16(bf16, tf32, on_cpu=on_cpu, bf16_is_fast=bf16_is_fast)
+    return _bf16(asked=bf16, tf32=tf32, on_cpu=on_cpu, bf16_is_fast=bf16_is_fast)
 
 
 def _bf16(
-    bf16: bool | str | None, tf32: bool | None, *, on_cpu: bool, bf16_is_fast: bool
+    *, asked: bool | str | None, tf32: bool | None, on_cpu: bool, bf16_is_fast: bool
 ) -> tuple[PrecisionPlan, str]:
     mixed = PrecisionPlan("bfloat16", "float32", "bfloat16", tf32)
     full = PrecisionPlan("float32", "float32", None, tf32)
-    if bf16 is False:
+    if asked is False:
         return full, "bf16: false, and no other precision asked for"
-    if bf16 is True:
+    if asked is True:
         if not bf16_is_fast and not on_cpu:
             raise ConfigError(
                 [
@@ -64,7 +64,3 @@ def _bf16(
         return full, "bf16: auto, but this CPU has neither AVX512-BF16 nor AMX"
     half = PrecisionPlan("float16", "float32", "float16", tf32)
     return half, "bf16: auto, but this GPU has no bfloat16 arithmetic: fp16"
-
-
-def _tf32(asked: bool | None, *, on_cpu: bool) -> bool | None:
-    return None if on_cpu else asked

@@ -1,0 +1,221 @@
+"""RunConfig + facts + World → Plan: every derived number with its reason.
+
+This is the only place where training, model and output keys are read, so that a key which nothing
+here reads is found before weights load.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from newtune.config.run import RunConfig
+from newtune.distributed.world import World
+from newtune.errors import ConfigError, Problem
+from newtune.plan.adapters import count_trainable, resolve_targets
+from newtune.plan.attention import choose_attention, refuse_leaking
+from newtune.plan.ledger import Ledger
+from newtune.plan.parts import (
+    AdapterPlan,
+    DataFacts,
+    ModelFacts,
+    ModelPlan,
+    OutputPlan,
+    Plan,
+)
+from newtune.plan.precision import resolve_precision
+from newtune.plan.training import plan_training
+from newtune.plan.trackers import plan_trackers
+
+
+@dataclass(frozen=True)
+class ModelSide:
+    """The part of a plan that needs no data: made first, so that its errors come first."""
+
+    model: ModelPlan
+    adapter: AdapterPlan | None
+    facts: ModelFacts
+    ledger: Ledger
+
+
+def plan_model_side(config: RunConfig, world: World, facts: ModelFacts) -> ModelSide:
+    """Return how model and adapter are loaded.
+
+    Raises:
+        ConfigError: sequence_len beyond the model's positions; a device that cannot do the
+            precision; an adapter that matches no module.
+        SetupError: an attention implementation whose package or device is missing.
+    """
+    ledger = Ledger()
+    if world.visible_gpus > 1:
+        ledger.notice(f"{world.visible_gpus} GPUs are visible; this run uses one, {world.device}")
+    _require_positions(config, facts)
+    model = _plan_model(config, world, facts, ledger)
+    adapter = _plan_adapter(config, facts, ledger)
+    return ModelSide(model, adapter, facts, ledger)
+
+
+def make_plan(config: RunConfig, world: World, side: ModelSide, data: DataFacts) -> Plan:
+    """Return the whole plan.
+
+    Raises:
+        ConfigError: batch sizes that do not divide, an empty run.
+    """
+    ledger = side.ledger
+    trackers = plan_trackers(config.tracking, ledger)
+    training = plan_training(config, world, data, trackers, ledger)
+    steps = training.steps
+    sequences = data.packs_in_epoch(0)
+    tokens_per_step = ledger.decide(
+        "tokens_per_step",
+        data.tokens / max(1, sequences) * steps.rows_per_step,
+        f"{data.tokens} tokens in {sequences} sequences × {steps.rows_per_step} per step",
+    )
+    trainable = count_trainable(side.facts, side.adapter, side.model.unfrozen_parameters)
+    ledger.decide(
+        "trainable_parameters",
+        trainable,
+        f"{trainable / side.facts.parameters:.2%} of {side.facts.parameters:,}",
+    )
+    return Plan(
+        model=side.model,
+        adapter=side.adapter,
+        training=training,
+        output=_plan_output(config, ledger),
+        model_facts=side.facts,
+        data_facts=data,
+        trainable_parameters=trainable,
+        tokens_per_step=tokens_per_step,
+        notices=ledger.notices,
+        reasons=dict(ledger.reasons),
+    )
+
+
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """Return the plan as plain values for plan.json, the reasons beside them."""
+    values = asdict(plan)
+    values["data_facts"].pop("packs_in_epoch")
+    values["model_facts"].pop("parameter_shapes")
+    values["model_facts"].pop("linear_modules")
+    values["training"]["steps"]["total_steps"] = plan.training.steps.total_steps
+    values["training"]["steps"]["rows_per_step"] = plan.training.steps.rows_per_step
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _require_positions(config: RunConfig, facts: ModelFacts) -> None:
+    length = config.sequence.sequence_len
+    if facts.max_positions is None or length <= facts.max_positions:
+        return
+    raise ConfigError(
+        [
+            Problem(
+                "sequence_len",
+                f"is {length}, but the model's positions end at {facts.max_positions}.",
+                "Lower it, or stretch the positions with "
+                "`overrides_of_model_config: {rope_scaling: {rope_type: linear, factor: "
+                f"{-(-length // facts.max_positions)}}}}}`.",
+            )
+        ]
+    )
+
+
+def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledger) -> ModelPlan:
+    model, compute = config.model, config.compute
+    precision, why = resolve_precision(
+        bf16=compute.bf16,
+        fp16=compute.fp16,
+        bfloat16=compute.bfloat16,
+        float16=compute.float16,
+        tf32=compute.tf32,
+        device=world.device,
+        bf16_is_fast=world.bf16_is_fast,
+    )
+    ledger.decide("model.precision", precision, why)
+    packed = bool(config.sequence.sample_packing or config.sequence.batch_flattening)
+    attention, why = choose_attention(
+        compute.attn_implementation,
+        packed=packed,
+        device=world.device,
+        model_type=facts.model_type,
+    )
+    ledger.decide("model.attention", attention, why)
+    if packed:
+        refuse_leaking(facts.model_type, attention)
+    return ModelPlan(
+        source=model.base_model,
+        config_source=model.base_model_config or model.base_model,
+        revision=model.revision_of_model,
+        model_class=model.model_type,
+        trust_remote_code=bool(model.trust_remote_code),
+        ignore_patterns=_as_tuple(model.base_model_ignore_patterns),
+        config_overrides=model.overrides_of_model_config or {},
+        load_kwargs=model.overrides_of_model_kwargs or {},
+        attention=attention,
+        precision=precision,
+        device=ledger.decide("model.device", world.device, "the first device of this process"),
+        gradient_checkpointing=bool(compute.gradient_checkpointing),
+        gradient_checkpointing_kwargs=compute.gradient_checkpointing_kwargs or {},
+        embedding_multiple=32 if config.tokenizer.resize_token_embeddings_to_32x else None,
+        unfrozen_parameters=_as_tuple(model.unfrozen_parameters),
+    )
+
+
+def _plan_adapter(config: RunConfig, facts: ModelFacts, ledger: Ledger) -> AdapterPlan | None:
+    keys = config.adapter
+    if not keys.adapter:
+        return ledger.decide("adapter", None, "no adapter given: full fine-tuning")
+    targets = resolve_targets(
+        facts,
+        modules=keys.lora_target_modules,
+        all_linear=bool(keys.lora_target_linear),
+        parameters=_as_tuple(keys.lora_target_parameters),
+    )
+    if keys.lora_target_linear:
+        ledger.decide(
+            "adapter.target_modules",
+            targets,
+            "lora_target_linear: every linear layer but the output head",
+        )
+    return AdapterPlan(
+        kind="lora",
+        rank=keys.lora_r,
+        alpha=keys.lora_alpha,
+        dropout=keys.lora_dropout,
+        target_modules=targets,
+        layers=_as_layers(keys.peft_layers_to_transform),
+        modules_to_save=_as_tuple(keys.lora_modules_to_save),
+        fan_in_fan_out=bool(keys.lora_fan_in_fan_out),
+        use_rslora=bool(keys.peft_use_rslora),
+        use_dora=bool(keys.peft_use_dora),
+        init=True if keys.peft_init_lora_weights is None else keys.peft_init_lora_weights,
+        continue_from=keys.lora_model_dir,
+        target_parameters=_as_tuple(keys.lora_target_parameters),
+    )
+
+
+def _plan_output(config: RunConfig, ledger: Ledger) -> OutputPlan:
+    output = config.output
+    folder = ledger.decide("output.folder", Path(output.output_dir), "output_dir")
+    return OutputPlan(folder=folder, merged_dtype=output.merged_dtype)
+
+
+def _as_tuple(value: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _as_layers(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    return (value,) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,169 @@
+"""The training part of the plan: batches, steps, optimizer, schedule, evaluation, checkpoints."""
+
+from newtune.config.run import RunConfig
+from newtune.distributed.world import World
+from newtune.errors import ConfigError, Problem
+from newtune.plan.ledger import Ledger
+from newtune.plan.parts import (
+    DataFacts,
+    EvaluationPlan,
+    OptimizerPlan,
+    SavePlan,
+    SchedulePlan,
+    StepPlan,
+    TrackerPlan,
+    TrainingPlan,
+)
+from newtune.plan.steps import cadence, resolve_batch_size, resolve_warmup, steps_of_epochs
+
+
+def plan_training(
+    config: RunConfig, world: World, data: DataFacts, trackers: TrackerPlan, ledger: Ledger
+) -> TrainingPlan:
+    """Return everything the training loop needs.
+
+    Raises:
+        ConfigError: batch sizes that do not divide; a run of no steps.
+    """
+    keys = config.training
+    steps = _plan_steps(config, world, data, ledger)
+    evaluation = _plan_evaluation(config, data, steps, ledger)
+    logging_steps = keys.logging_steps
+    if logging_steps is None:
+        logging_steps = ledger.decide(
+            "training.logging_steps",
+            max(1, min(10, steps.total_steps // 200)),
+            f"not given: about 200 lines over {steps.total_steps} steps, at most 10 steps apart",
+        )
+    return TrainingPlan(
+        steps=steps,
+        optimizer=_plan_optimizer(config),
+        schedule=_plan_schedule(config, steps, ledger),
+        evaluation=evaluation,
+        save=_plan_saving(config, steps, evaluation, ledger),
+        trackers=trackers,
+        logging_steps=logging_steps,
+        neftune_noise_alpha=keys.neftune_noise_alpha,
+        loss_watchdog_threshold=keys.loss_watchdog_threshold,
+        loss_watchdog_patience=keys.loss_watchdog_patience or 3,
+        dataloader_workers=config.data.dataloader_num_workers or 0,
+        dataloader_pin_memory=_pin_memory(config, world),
+        dataloader_prefetch_factor=config.data.dataloader_prefetch_factor,
+    )
+
+
+def _pin_memory(config: RunConfig, world: World) -> bool:
+    asked = config.data.dataloader_pin_memory
+    return world.device != "cpu" and asked is not False
+
+
+def _plan_steps(config: RunConfig, world: World, data: DataFacts, ledger: Ledger) -> StepPlan:
+    keys = config.training
+    try:
+        batch = resolve_batch_size(
+            keys.micro_batch_size,
+            keys.gradient_accumulation_steps,
+            keys.batch_size,
+            world_size=world.size,
+        )
+    except ValueError as error:
+        raise ConfigError([Problem("batch_size", str(error))]) from error
+    ledger.decide("training.steps.rows_per_device", batch.rows_per_device, batch.reason)
+    ledger.decide("training.steps.accumulation", batch.accumulation, batch.reason)
+    steps_in_epoch = steps_of_epochs(
+        data.packs_in_epoch,
+        rows_per_step=batch.rows_per_device * batch.accumulation * world.size,
+        epochs=keys.num_epochs,
+        max_steps=keys.max_steps,
+    )
+    total = sum(steps_in_epoch)
+    if keys.max_steps is None:
+        why = f"num_epochs {keys.num_epochs:g}: " + " + ".join(map(str, steps_in_epoch[:8]))
+    else:
+        why = f"max_steps, which wins over num_epochs: {len(steps_in_epoch)} epoch(s) are entered"
+    ledger.decide("training.steps.total_steps", total, why)
+    return StepPlan(
+        rows_per_device=batch.rows_per_device,
+        accumulation=batch.accumulation,
+        world_size=world.size,
+        epochs=keys.num_epochs,
+        steps_in_epoch=steps_in_epoch,
+        seed=keys.seed,
+    )
+
+
+def _plan_optimizer(config: RunConfig) -> OptimizerPlan:
+    keys = config.training
+    return OptimizerPlan(
+        name=keys.optimizer,
+        learning_rate=keys.learning_rate,
+        weight_decay=keys.weight_decay,
+        beta1=keys.adam_beta1,
+        beta2=keys.adam_beta2,
+        epsilon=keys.adam_epsilon,
+        arguments=keys.optim_args or {},
+        max_grad_norm=keys.max_grad_norm,
+        embedding_learning_rate=keys.embedding_lr,
+    )
+
+
+def _plan_schedule(config: RunConfig, steps: StepPlan, ledger: Ledger) -> SchedulePlan:
+    keys = config.training
+    warmup, why = resolve_warmup(keys.warmup_steps, keys.warmup_ratio, steps.total_steps)
+    return SchedulePlan(
+        name=keys.lr_scheduler,
+        warmup_steps=ledger.decide("training.schedule.warmup_steps", warmup, why),
+        quadratic_warmup=bool(keys.lr_quadratic_warmup),
+        min_ratio=keys.cosine_min_lr_ratio,
+        constant_ratio=keys.cosine_constant_lr_ratio,
+        arguments=keys.lr_scheduler_kwargs or {},
+    )
+
+
+def _plan_evaluation(
+    config: RunConfig, data: DataFacts, steps: StepPlan, ledger: Ledger
+) -> EvaluationPlan:
+    keys = config.evaluation
+    at_steps, why = cadence(
+        keys.eval_strategy, keys.eval_steps, keys.evals_per_epoch, steps.steps_in_epoch
+    )
+    if not data.eval_examples:
+        at_steps, why = frozenset(), "there is no held-out data"
+    ledger.decide("training.evaluation.at_steps", at_steps, why)
+    metric = keys.metric_for_best_model or "eval_loss"
+    greater = keys.greater_is_better
+    return EvaluationPlan(
+        at_steps=at_steps,
+        rows_per_device=keys.eval_batch_size or steps.rows_per_device,
+        generate=bool(keys.eval_generate and data.eval_examples),
+        max_new_tokens=keys.eval_max_new_tokens,
+        generate_examples=keys.eval_generate_samples,
+        early_stopping_patience=keys.early_stopping_patience,
+        early_stopping_threshold=0.0,
+        best_metric=metric if metric.startswith("eval_") else f"eval_{metric}",
+        greater_is_better=not metric.endswith("loss") if greater is None else greater,
+    )
+
+
+def _plan_saving(
+    config: RunConfig, steps: StepPlan, evaluation: EvaluationPlan, ledger: Ledger
+) -> SavePlan:
+    keys = config.output
+    load_best = bool(config.evaluation.load_best_model_at_end)
+    on_best = keys.save_strategy == "best"
+    if on_best:
+        at_steps, why = frozenset[int](), "save_strategy best: when an evaluation is the best yet"
+    else:
+        at_steps, why = cadence(
+            keys.save_strategy, keys.save_steps, keys.saves_per_epoch, steps.steps_in_epoch
+        )
+    if load_best and not on_best:
+        at_steps |= evaluation.at_steps
+        why += ", and after each evaluation (load_best_model_at_end)"
+    return SavePlan(
+        at_steps=ledger.decide("training.save.at_steps", at_steps, why),
+        on_best=on_best,
+        keep=keys.save_total_limit,
+        weights_only=bool(keys.save_only_model),
+        load_best_at_end=load_best,
+    )
