@@ -99,6 +99,8 @@ class AdapterPlan:
     continue_from: str | None
     """Folder or hub id of an adapter to go on from (`lora_model_dir`)."""
     target_parameters: tuple[str, ...] = ()
+    further_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments of PEFT's LoraConfig (`layers_pattern`, `layer_replication`, ...)."""
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         fp16=compute.fp16,
         bfloat16=compute.bfloat16,
         float16=compute.float16,
+        float32=compute.float32,
         tf32=compute.tf32,
         device=world.device,
         bf16_is_fast=world.bf16_is_fast,
@@ -155,7 +156,7 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         source=model.base_model,
         config_source=model.base_model_config or model.base_model,
         revision=model.revision_of_model,
-        model_class=model.model_type,
+        model_class=model.model_type or "AutoModelForCausalLM",
         trust_remote_code=bool(model.trust_remote_code),
         ignore_patterns=_as_tuple(model.base_model_ignore_patterns),
         config_overrides=model.overrides_of_model_config or {},
@@ -200,7 +201,17 @@ def _plan_adapter(config: RunConfig, facts: ModelFacts, ledger: Ledger) -> Adapt
         init=True if keys.peft_init_lora_weights is None else keys.peft_init_lora_weights,
         continue_from=keys.lora_model_dir,
         target_parameters=_as_tuple(keys.lora_target_parameters),
+        further_arguments=_given(
+            layers_pattern=keys.peft_layers_pattern,
+            layer_replication=keys.peft_layer_replication,
+            trainable_token_indices=keys.peft_trainable_token_indices,
+            ensure_weight_tying=keys.peft_ensure_weight_tying,
+        ),
     )
+
+
+def _given(**values: Any) -> Mapping[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _plan_output(config: RunConfig, ledger: Ledger) -> OutputPlan:

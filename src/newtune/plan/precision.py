@@ -10,7 +10,8 @@ def resolve_precision(
     fp16: bool | None,
     bfloat16: bool | None,
     float16: bool | None,
-    tf32: bool | None,
+    float32: bool | None,
+    tf32: bool | str | None,
     device: str,
     bf16_is_fast: bool,
 ) -> tuple[PrecisionPlan, str]:
@@ -23,7 +24,7 @@ def resolve_precision(
         ConfigError: the device cannot do what was asked.
     """
     on_cpu = device == "cpu"
-    tf32 = None if on_cpu else tf32
+    use_tf32 = None if on_cpu or tf32 is None else bool(tf32)
     if fp16 or float16:
         key = "fp16" if fp16 else "float16"
         if on_cpu:
@@ -31,11 +32,13 @@ def resolve_precision(
                 [Problem(key, "needs a GPU; this run is on the CPU.", "Use `bf16: auto`.")]
             )
         if float16:
-            return PrecisionPlan("float16", "float16", None, tf32), "float16: pure, no autocast"
-        return PrecisionPlan("float16", "float32", "float16", tf32), "fp16: mixed precision"
+            return PrecisionPlan("float16", "float16", None, use_tf32), "float16: pure, no autocast"
+        return PrecisionPlan("float16", "float32", "float16", use_tf32), "fp16: mixed precision"
     if bfloat16:
-        return PrecisionPlan("bfloat16", "bfloat16", None, tf32), "bfloat16: pure, no autocast"
-    return _bf16(asked=bf16, tf32=tf32, on_cpu=on_cpu, bf16_is_fast=bf16_is_fast)
+        return PrecisionPlan("bfloat16", "bfloat16", None, use_tf32), "bfloat16: pure, no autocast"
+    if float32:
+        return PrecisionPlan("float32", "float32", None, use_tf32), "float32: no mixed precision"
+    return _bf16(asked=bf16, tf32=use_tf32, on_cpu=on_cpu, bf16_is_fast=bf16_is_fast)
 
 
 def _bf16(

@@ -17,6 +17,8 @@ class Tracker:
     switch: str
     prefix: str
     naming_keys: tuple[str, ...]
+    further_keys: tuple[str, ...] = ()
+    """Keys of this tracker that do not carry its prefix."""
 
 
 TRACKERS = (
@@ -26,9 +28,10 @@ TRACKERS = (
         "mlflow",
         "use_mlflow",
         "mlflow_",
-        ("mlflow_tracking_uri", "mlflow_experiment_name"),
+        ("mlflow_experiment_name",),
+        ("hf_mlflow_log_artifacts",),
     ),
-    Tracker("comet", "use_comet", "comet_", ("comet_project_name", "comet_workspace")),
+    Tracker("comet", "use_comet", "comet_", ("comet_project_name",)),
     Tracker("trackio", "use_trackio", "trackio_", ("trackio_project_name",)),
 )
 
@@ -41,8 +44,8 @@ def plan_trackers(section: TrackingSection, ledger: Ledger) -> TrackerPlan:
         if not (reason := _asked_for(section, tracker)):
             continue
         names.append(ledger.decide(f"training.trackers.{tracker.name}", tracker.name, reason))
-        options[tracker.name] = _options(section, tracker.prefix)
-        run_name = run_name or options[tracker.name].get("name")
+        options[tracker.name] = _options(section, tracker)
+        run_name = run_name or _run_name(options[tracker.name])
     return TrackerPlan(names=tuple(names), run_name=run_name, options=options)
 
 
@@ -54,7 +57,12 @@ def _asked_for(section: TrackingSection, tracker: Tracker) -> str | None:
     return f"{given[0]} is given" if given else None
 
 
-def _options(section: TrackingSection, prefix: str) -> Mapping[str, Any]:
-    keys = [key for key in type(section).model_fields if key.startswith(prefix)]
-    values = {key.removeprefix(prefix): getattr(section, key) for key in keys}
+def _options(section: TrackingSection, tracker: Tracker) -> Mapping[str, Any]:
+    keys = [key for key in section.keys() if key.startswith(tracker.prefix)]
+    values = {key.removeprefix(tracker.prefix): getattr(section, key) for key in keys}
+    values |= {key: getattr(section, key) for key in tracker.further_keys}
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _run_name(options: Mapping[str, Any]) -> str | None:
+    return options.get("name") or options.get("run_name")

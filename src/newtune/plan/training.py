@@ -1,5 +1,9 @@
 """The training part of the plan: batches, steps, optimizer, schedule, evaluation, checkpoints."""
 
+import ast
+from collections.abc import Mapping
+from typing import Any
+
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
@@ -101,10 +105,29 @@ def _plan_optimizer(config: RunConfig) -> OptimizerPlan:
         beta1=keys.adam_beta1,
         beta2=keys.adam_beta2,
         epsilon=keys.adam_epsilon,
-        arguments=keys.optim_args or {},
+        arguments=_optimizer_arguments(keys.optim_args),
         max_grad_norm=keys.max_grad_norm,
         embedding_learning_rate=keys.embedding_lr,
     )
+
+
+def _optimizer_arguments(given: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return `optim_args` as a mapping; the field also writes it `key=value,key=value`."""
+    if given is None or isinstance(given, Mapping):
+        return given or {}
+    pairs = [part.partition("=") for part in given.split(",") if part.strip()]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        raise ConfigError(
+            [Problem("optim_args", f"`{wrong[0]}` is not `key=value`.", "Or give a mapping.")]
+        )
+    return {key.strip(): _number_or_text(value.strip()) for key, _, value in pairs}
+
+
+def _number_or_text(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _plan_schedule(config: RunConfig, steps: StepPlan, ledger: Ledger) -> SchedulePlan:
@@ -129,6 +152,9 @@ def _plan_evaluation(
     )
     if not data.eval_examples:
         at_steps, why = frozenset(), "there is no held-out data"
+    if keys.eval_on_start and data.eval_examples:
+        at_steps |= {0}
+        why += ", and before the first step"
     ledger.decide("training.evaluation.at_steps", at_steps, why)
     metric = keys.metric_for_best_model or "eval_loss"
     greater = keys.greater_is_better
@@ -139,7 +165,7 @@ def _plan_evaluation(
         max_new_tokens=keys.eval_max_new_tokens,
         generate_examples=keys.eval_generate_samples,
         early_stopping_patience=keys.early_stopping_patience,
-        early_stopping_threshold=0.0,
+        early_stopping_threshold=keys.early_stopping_threshold,
         best_metric=metric if metric.startswith("eval_") else f"eval_{metric}",
         greater_is_better=not metric.endswith("loss") if greater is None else greater,
     )
@@ -158,8 +184,11 @@ def _plan_saving(
             keys.save_strategy, keys.save_steps, keys.saves_per_epoch, steps.steps_in_epoch
         )
     if load_best and not on_best:
-        at_steps |= evaluation.at_steps
+        at_steps |= evaluation.at_steps - {0}
         why += ", and after each evaluation (load_best_model_at_end)"
+    if keys.save_first_step:
+        at_steps |= {1}
+        why += ", and after the first step"
     return SavePlan(
         at_steps=ledger.decide("training.save.at_steps", at_steps, why),
         on_best=on_best,

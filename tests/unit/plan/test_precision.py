@@ -5,7 +5,7 @@ import pytest
 from newtune.errors import ConfigError
 from newtune.plan.precision import resolve_precision
 
-GIVEN = {"bf16": None, "fp16": None, "bfloat16": None, "float16": None, "tf32": None}
+GIVEN = dict.fromkeys(("bf16", "fp16", "bfloat16", "float16", "float32", "tf32"))
 
 
 def precision(*, device="cpu", fast=True, **keys):
@@ -26,6 +26,7 @@ FULL = ("float32", "float32", None)
         ({"bf16": "auto", "fast": False, "device": "cuda:0"}, ("float16", "float32", "float16")),
         ({"bf16": True, "fast": False}, MIXED),
         ({"bf16": False}, FULL),
+        ({"float32": True}, FULL),
         ({"bfloat16": True}, ("bfloat16", "bfloat16", None)),
         ({"fp16": True, "device": "cuda:0"}, ("float16", "float32", "float16")),
         ({"float16": True, "device": "cuda:0"}, ("float16", "float16", None)),
