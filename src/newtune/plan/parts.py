@@ -178,6 +178,9 @@ class EvaluationPlan:
     best_metric: str
     """Name in the metrics, `eval_loss` by default."""
     greater_is_better: bool
+    generate_at_steps: frozenset[int] | None = None
+    """Steps after which answers are generated; None = before the first, with every evaluation of
+    the loss, and after the last."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,304 @@
+"""Checkpoints: written aside, flushed, verified, renamed; found, checked and loaded again.
+
+checkpoint-N/
+  adapter_model.safetensors, adapter_config.json   or   model*.safetensors, config.json
+  tokenizer files
+  optimizer.pt        state by parameter name (`optim.named_state`)
+  scheduler.pt, scaler.pt (fp16), rng_state.pth
+  trainer_state.json  transformers' own: step, epoch, best metric, log history
+  newtune_state.json  what our callbacks remember
+  manifest.json       written last: step, position in the data, size and SHA-256 of every file
+
+A folder without manifest, or with another name (`checkpoint-N.partial`), is no checkpoint.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from newtune.errors import TrainingError
+from newtune.logs import notice
+from newtune.run_dir import CHECKPOINT, MANIFEST, RunDir, write_json
+
+Model = PreTrainedModel | PeftModel
+
+STATE_FILE = "newtune_state.json"
+OPTIMIZER_FILE = "optimizer.pt"
+SCHEDULER_FILE = "scheduler.pt"
+RNG_FILE = "rng_state.pth"
+PARTIAL = ".partial"
+FORMAT = 1
+
+
+# --- writing
+
+
+@contextmanager
+def written_aside(root: Path, step: int, *, position: int, resumable: bool) -> Iterator[Path]:
+    """Hand out a folder to write into; on leaving, seal it and rename it to `checkpoint-<step>`.
+
+    Whatever goes wrong, no half-written folder stays and no earlier checkpoint is touched.
+
+    Raises:
+        TrainingError: the disk is full or a file could not be written or read back.
+    """
+    final, partial = root / f"checkpoint-{step}", root / f"checkpoint-{step}{PARTIAL}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _seal(
+            partial, {"format": FORMAT, "step": step, "position": position, "resumable": resumable}
+        )
+        _move_into_place(partial, final)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(_cannot_save(error, root, step)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _flush(path)
+        files[path.relative_to(folder).as_posix()] = _fingerprint(path)
+    write_json(folder / MANIFEST, {**facts, "files": files})
+    _flush(folder)
+
+
+def _move_into_place(partial: Path, final: Path) -> None:
+    replaced = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    _flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _cannot_save(error: Exception, root: Path, step: int) -> str:
+    kept = RunDir(root).checkpoints()
+    remains = f"The last complete checkpoint is {kept[-1]}." if kept else "No checkpoint is kept."
+    if is_disk_full(error):
+        return (
+            f"step {step}: the disk of {root} is full; the checkpoint was not written. {remains} "
+            "Make room (`save_total_limit` keeps fewer, `save_only_model` smaller ones) and go on "
+            "with `--resume`."
+        )
+    return f"step {step}: the checkpoint could not be written ({error}). {remains}"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether a write failed for lack of room or of quota."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error)
+
+
+def write_tensors(path: Path, value: Any) -> None:
+    """Write with `torch.save` through a Python file, which reports a full disk as an OSError."""
+    with path.open("wb") as file:
+        torch.save(value, file)
+
+
+def save_weights(model: Model, folder: Path) -> None:
+    """Write what `from_pretrained` reads: the adapter alone, or the whole model.
+
+    Raises:
+        TrainingError: a trained parameter is not in what was written.
+    """
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        # names as in memory, so that each parameter is found again whatever the hub calls it
+        model.save_pretrained(folder, save_original_format=False)
+    _require_all_parameters(model, saved_shapes(folder))
+
+
+def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor, from the headers of the safetensors files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes
+
+
+def _require_all_parameters(model: Model, saved: Mapping[str, tuple[int, ...]]) -> None:
+    named = (
+        get_peft_model_state_dict(model, save_embedding_layers=False)
+        if isinstance(model, PeftModel)
+        else model.state_dict()
+    )
+    # tied weights are written once, under one of their names
+    written = {tensor.data_ptr() for name, tensor in named.items() if name in saved}
+    lost = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.data_ptr() not in written
+    ]
+    wrong = [name for name, shape in saved.items() if tuple(named[name].shape) != shape]
+    if lost or wrong:
+        raise TrainingError(
+            f"parameters that were not saved as they are: {', '.join(lost + wrong)}"
+        )
+
+
+def save_random_states(path: Path) -> None:
+    """Write the states of all random generators, in the form that transformers reads."""
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 (the global one is what libraries draw from)
+        "cpu": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.random.get_rng_state()
+    write_tensors(path, states)
+
+
+def remove_partials(root: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in root.glob("checkpoint-*"):
+        if path.suffix in (PARTIAL, ".replaced"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def rotate(root: Path, *, keep: int | None, best_step: int | None) -> None:
+    """Remove the oldest checkpoints until `keep` are left, but never the best or the latest."""
+    complete = RunDir(root).checkpoints()
+    if keep is None:
+        return
+    best = f"checkpoint-{best_step}"
+    removable = [path for path in complete[:-1] if path.name != best]
+    for path in removable[: max(0, len(complete) - keep)]:
+        shutil.rmtree(path)
+
+
+# --- reading
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None if every hash agrees."""
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        return f"{checkpoint} has no {MANIFEST}: it was never completed"
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError):
+        return f"{manifest} cannot be read"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _fingerprint(path) != expected:
+            return f"{path} does not have the SHA-256 it was saved with"
+    return None
+
+
+def intact_checkpoint(asked: Path) -> Path:
+    """Return the checkpoint asked for, or if it is damaged the newest intact one before it.
+
+    Damage is named in a notice.
+
+    Raises:
+        TrainingError: neither it nor one before it is intact.
+    """
+    match = CHECKPOINT.fullmatch(asked.name)
+    older = _older_than(asked, int(match[1])) if match else []
+    damages = []
+    for checkpoint in [asked, *older]:
+        damage = damage_of(checkpoint)
+        if damage is None:
+            if damages:
+                notice(f"resuming from {checkpoint} instead")
+            return checkpoint
+        damages.append(damage)
+        notice(f"damaged checkpoint: {damage}")
+    raise TrainingError(f"no intact checkpoint to resume from: {'; '.join(damages)}.")
+
+
+def _older_than(checkpoint: Path, step: int) -> list[Path]:
+    complete: Sequence[Path] = RunDir(checkpoint.parent).checkpoints()
+    return [path for path in reversed(complete) if int(path.name.split("-")[1]) < step]
+
+
+def require_resumable(checkpoint: Path) -> None:
+    """Check that a checkpoint holds more than weights.
+
+    Raises:
+        TrainingError: it was saved with `save_only_model`.
+    """
+    if not json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["resumable"]:
+        raise TrainingError(
+            f"{checkpoint} holds weights only (`save_only_model: true`): a run cannot be resumed "
+            "from it. Train on from its weights with `lora_model_dir` or `base_model` instead."
+        )
+
+
+def load_weights(model: Model, checkpoint: Path) -> None:
+    """Load into the model what `save_weights` wrote.
+
+    Raises:
+        TrainingError: the checkpoint is of another model: names or shapes differ.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        weights |= load_file(path)
+    try:
+        if isinstance(model, PeftModel):
+            result = set_peft_model_state_dict(model, weights, adapter_name=model.active_adapter)
+        else:
+            result = model.load_state_dict(weights, strict=False)
+    except (RuntimeError, KeyError) as error:
+        raise TrainingError(f"{checkpoint} does not fit this model: {error}") from error
+    present = {name: parameter for name, parameter in model.named_parameters()}
+    missing = [name for name in result.missing_keys if _is_trained(present.get(name))]
+    if isinstance(model, PreTrainedModel):
+        missing = [name for name in missing if not _is_tied(present, name, weights)]
+    if missing or result.unexpected_keys:
+        names = ", ".join([*missing, *result.unexpected_keys][:6])
+        raise TrainingError(f"{checkpoint} does not fit this model: {names}")
+
+
+def _is_trained(parameter: torch.nn.Parameter | None) -> bool:
+    return parameter is not None and parameter.requires_grad
+
+
+def _is_tied(
+    present: Mapping[str, torch.nn.Parameter], name: str, weights: Mapping[str, torch.Tensor]
+) -> bool:
+    pointer = present[name].data_ptr()
+    return any(present[other].data_ptr() == pointer for other in weights if other in present)

@@ -1,0 +1,170 @@
+"""How a run stops before its end: signals, non-finite numbers, memory that runs out.
+
+Each stop says where it happened, what is kept, and how to go on.
+"""
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from newtune.errors import TrainingError
+from newtune.logs import notice
+from newtune.plan.parts import Plan
+
+
+class Interrupted(TrainingError):
+    """The run was asked to stop; a checkpoint is saved and the message says how to go on."""
+
+
+class StopRequest(TrainerCallback):
+    """Remembers that the run shall stop, and lets the step that is under way end first."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch Ctrl-C and SIGTERM while the block runs; a second one stops at once.
+
+        Signals reach Python's main thread only; started from another thread, nothing is caught.
+        """
+        handled = (signal.SIGINT, signal.SIGTERM)
+        try:
+            before = {number: signal.signal(number, self._receive) for number in handled}
+        except ValueError:  # not in the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        notice(
+            f"{self.signal.name} received: the step under way is finished and a checkpoint saved; "
+            "once more stops at once"
+        )
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Save and end, unless the run is at its end anyway."""
+        if self.signal is not None and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Leave the loop, the checkpoint being saved.
+
+        Raises:
+            Interrupted: a stop was asked for before the last step.
+        """
+        if self.signal is not None and state.global_step < state.max_steps:
+            raise Interrupted(
+                f"Stopped by {self.signal.name} after step {state.global_step} of "
+                f"{state.max_steps}. The checkpoint is {args.output_dir}/checkpoint-"
+                f"{state.global_step}; go on with `newtune train CONFIG --resume`."
+            )
+
+
+def require_finite(
+    losses: Sequence[float],
+    grad_norm: float,
+    *,
+    step: int,
+    rows_of: Callable[[int], Sequence[int]],
+    kept: str,
+    gradient_scaled: bool,
+) -> None:
+    """Check one step's losses (one per micro-batch) and gradient before it changes the weights.
+
+    `rows_of(i)` gives the examples of the step's i-th micro-batch. With fp16's loss scaling
+    (`gradient_scaled`) an infinite gradient is normal: the scaler skips the step and scales down.
+
+    Raises:
+        TrainingError: something is NaN or infinite.
+    """
+    bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
+    remedy = "Lower learning_rate, set max_grad_norm, or look at these rows."
+    if bad:
+        index = bad[0]
+        raise TrainingError(
+            f"step {step}: the loss is {losses[index]} in micro-batch {index + 1} of "
+            f"{len(losses)}, examples {_listed(rows_of(index))}. {kept} {remedy}"
+        )
+    if not math.isfinite(grad_norm) and not gradient_scaled:
+        rows = [row for index in range(len(losses)) for row in rows_of(index)]
+        raise TrainingError(
+            f"step {step}: the gradient is not finite (norm {grad_norm}) though the losses are, "
+            f"examples {_listed(rows)}. {kept} {remedy}"
+        )
+
+
+def _listed(rows: Sequence[int]) -> str:
+    shown = ", ".join(map(str, rows[:32]))
+    return f"{shown}, ... ({len(rows)} in all)" if len(rows) > 32 else shown
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, on the GPU or the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("DefaultCPUAllocator", "out of memory")
+    )
+
+
+def out_of_memory(error: BaseException, plan: Plan, *, step: int, doing: str) -> TrainingError:
+    """Return the error that says what to change, largest effect first."""
+    advice = "\n".join(f"  {n}. {text}" for n, text in enumerate(memory_advice(plan, doing), 1))
+    return TrainingError(
+        f"step {step}: out of memory while {doing} ({str(error).splitlines()[0]}).\n"
+        f"What helps, largest effect first:\n{advice}"
+    )
+
+
+def memory_advice(plan: Plan, doing: str) -> list[str]:
+    """Return what to change for less memory, largest effect first, leaving out what is done."""
+    steps, model = plan.training.steps, plan.model
+    advice = []
+    if doing == "evaluating" and plan.training.evaluation.rows_per_device > 1:
+        advice.append("eval_batch_size: 1")
+    if plan.adapter is None:
+        advice.append("adapter: lora (no gradient and optimizer state for the base model)")
+    if steps.rows_per_device > 1:
+        rows = steps.rows_per_device
+        advice.append(
+            f"micro_batch_size: 1 with gradient_accumulation_steps: {steps.accumulation * rows} "
+            "(the same update)"
+        )
+    if not model.gradient_checkpointing:
+        advice.append("gradient_checkpointing: true (activations of one layer at a time)")
+    if model.precision.autocast is None and model.precision.frozen_weights == "float32":
+        advice.append("bf16: auto (frozen weights and activations in 16 bit)")
+    advice.append("a smaller sequence_len")
+    if plan.adapter is None and "8bit" not in plan.training.optimizer.name:
+        advice.append("optimizer: adamw_8bit (optimizer state in 8 bit)")
+    if plan.adapter is not None and plan.adapter.rank > 8:
+        advice.append(f"a smaller lora_r (now {plan.adapter.rank})")
+    return advice

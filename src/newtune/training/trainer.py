@@ -1,0 +1,599 @@
+"""The trainer: transformers' loop with newtune's loss, order of data, cadence and checkpoints.
+
+    trainer = build_trainer(plan, model, tokenizer, data, run_dir)
+    trainer.train(resume_from_checkpoint=None)
+
+The Trainer sees one pass over micro-batches that are ready and in order (`max_steps` of them times
+the accumulation). Everything that depends on epochs is decided by the plan's step sets.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback
+from transformers.trainer_utils import TrainOutput
+
+from newtune.errors import ConfigError, Problem, TrainingError
+from newtune.logs import notice
+from newtune.lookup import did_you_mean
+from newtune.plan.parts import Plan
+from newtune.run_dir import RunDir, write_json
+from newtune.training import checkpoint as checkpoints
+from newtune.training.arguments import training_arguments
+from newtune.training.callbacks import Cadence, EarlyStopping, LossWatchdog, whole_last_epoch
+from newtune.training.checkpoint import Model
+from newtune.training.evaluation import (
+    GENERATION_ROWS,
+    GenerationResult,
+    LossSum,
+    Task,
+    evaluate_generation,
+    evaluate_loss,
+    generation_tasks,
+)
+from newtune.training.metrics import Meter, MeterClock, MetricsFile, TokenCounts, count_tokens
+from newtune.training.optim import build_optimizer, load_named_state, named_state
+from newtune.training.progress import ProgressDisplay
+from newtune.training.schedules import learning_rate_share
+from newtune.training.stopping import (
+    StopRequest,
+    is_out_of_memory,
+    out_of_memory,
+    require_finite,
+)
+from newtune.types import Batch, Example
+
+
+class Batches(Protocol):
+    """Ready micro-batches in order."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return micro-batch `index`."""
+        ...
+
+
+class TrainBatches(Batches, Protocol):
+    """The micro-batches of the whole run."""
+
+    def rows_of(self, index: int) -> Sequence[int]:
+        """Return the indices of the examples in micro-batch `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run is fed with."""
+
+    train: TrainBatches
+    evaluation: Batches | None = None
+    eval_examples: Sequence[Example] = ()
+    """The held-out examples, for `eval_generate`."""
+
+
+class GenerateGreedy(Protocol):
+    """`model.generate.generate_greedy`."""
+
+    def __call__(
+        self,
+        model: Model,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        stop_ids: Sequence[int],
+    ) -> list[list[int]]:
+        """Return the new tokens of each prompt."""
+        ...
+
+
+class Remembers(Protocol):
+    """Something whose memory a checkpoint keeps."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the memory as JSON values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the memory back."""
+        ...
+
+
+def build_trainer(
+    plan: Plan,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TrainingData,
+    run_dir: RunDir,
+    *,
+    loss_sum: LossSum,
+    generate: GenerateGreedy | None = None,
+    stop_ids: Sequence[int] | None = None,
+    console: Console | None = None,
+) -> "NewtuneTrainer":
+    """Return the trainer of a plan.
+
+    `stop_ids` end an answer in `eval_generate`; by default the model's and tokenizer's own.
+
+    Raises:
+        ConfigError: an optimizer, schedule or metric that does not exist.
+        SetupError: a missing package.
+    """
+    expected = plan.training.steps.total_steps * plan.training.steps.accumulation
+    if len(data.train) != expected:
+        raise ValueError(f"{len(data.train)} micro-batches for a run of {expected}")
+    _require_known_metric(plan)
+    if plan.model.device != "cpu" and torch.cuda.device_count() > 1:
+        notice(f"{torch.cuda.device_count()} GPUs are visible; newtune trains on one of them")
+    tasks: list[Task] = []
+    if plan.training.evaluation.generate:
+        stop_ids = end_ids(model, tokenizer) if stop_ids is None else stop_ids
+        limit = plan.training.evaluation.generate_examples
+        tasks = generation_tasks(data.eval_examples, stop_ids=stop_ids, limit=limit)
+    return NewtuneTrainer(
+        plan,
+        model,
+        tokenizer,
+        data,
+        run_dir,
+        loss_sum=loss_sum,
+        answer=_answering(plan, generate, stop_ids or ()),
+        tasks=tasks,
+        console=console or Console(stderr=True),
+    )
+
+
+def end_ids(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer, by the tokenizer and the model's generation config."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
+
+
+def _require_known_metric(plan: Plan) -> None:
+    evaluation = plan.training.evaluation
+    known = ["eval_loss", "eval_perplexity"]
+    if evaluation.generate:
+        known.append("eval_exact_match")
+    if evaluation.best_metric not in known:
+        hint = did_you_mean(evaluation.best_metric, known)
+        message = f"`{evaluation.best_metric}` is not measured in this run; known: {known}; {hint}"
+        raise ConfigError([Problem("metric_for_best_model", message)])
+
+
+Answering = Callable[[Model, PreTrainedTokenizerBase, Sequence[Sequence[int]]], list[list[int]]]
+
+
+def _answering(
+    plan: Plan, generate: GenerateGreedy | None, stop_ids: Sequence[int]
+) -> Answering | None:
+    if not plan.training.evaluation.generate:
+        return None
+    if generate is None:
+        raise ValueError("`eval_generate` needs a function that generates")
+
+    def answer(
+        model: Model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        return generate(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=plan.training.evaluation.max_new_tokens,
+            batch_size=GENERATION_ROWS,
+            stop_ids=stop_ids,
+        )
+
+    return answer
+
+
+class NewtuneTrainer(Trainer):
+    """transformers' Trainer, with what newtune decides itself put in its place."""
+
+    # compute_loss divides by the trained tokens of the whole step, so the Trainer must not divide
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        tokenizer: PreTrainedTokenizerBase,
+        data: TrainingData,
+        run_dir: RunDir,
+        *,
+        loss_sum: LossSum,
+        answer: Answering | None,
+        tasks: Sequence[Task],
+        console: Console,
+    ) -> None:
+        self.plan = plan
+        self.tokenizer = tokenizer
+        self.data = data
+        self.run_dir = run_dir
+        self.loss_sum = loss_sum
+        self.answer = answer
+        self.tasks = tasks
+        self.meter = Meter.new()
+        self.stop = StopRequest()
+        self.display = ProgressDisplay(self.meter, console)
+        self.generations: dict[int, GenerationResult] = {}
+        """Step → the answers generated after it in this session."""
+        self._loss_steps = plan.training.evaluation.at_steps if data.evaluation else frozenset()
+        self._generation_steps = _generation_steps(plan, with_tasks=bool(tasks))
+        self._remembered: dict[str, Remembers] = {"meter": self.meter}
+        self._micro_losses: list[Tensor] = []
+        self._micro_counts: list[Tensor] = []
+        self._step_counts = TokenCounts(0, 0)
+        self._doing = "training"
+        use_cache = model.config.use_cache
+        super().__init__(
+            model=model,
+            args=training_arguments(plan, run_dir.root),
+            train_dataset=data.train,
+            eval_dataset=data.evaluation or data.eval_examples or None,
+            callbacks=self._callbacks(),
+        )
+        # the Trainer switches the cache off in the config that is saved with the model; the loss
+        # switches it off for its own forwards
+        model.config.use_cache = use_cache
+        self.remove_callback(DefaultFlowCallback)
+        self.remove_callback(PrinterCallback)
+
+    def _callbacks(self) -> list[TrainerCallback]:
+        training = self.plan.training
+        cadence = Cadence(
+            training,
+            evaluation_steps=self._loss_steps | self._generation_steps,
+            last_epoch_steps=whole_last_epoch(training.steps, self.plan.data_facts.packs_in_epoch),
+        )
+        callbacks: list[TrainerCallback] = [MeterClock(self.meter), cadence, self.stop]
+        if training.evaluation.early_stopping_patience is not None:
+            early = EarlyStopping(
+                training.evaluation, patience=training.evaluation.early_stopping_patience
+            )
+            self._remembered["early_stopping"] = early
+            callbacks.append(early)
+        if training.loss_watchdog_threshold is not None:
+            watchdog = LossWatchdog(
+                self.meter,
+                threshold=training.loss_watchdog_threshold,
+                patience=training.loss_watchdog_patience,
+            )
+            self._remembered["watchdog"] = watchdog
+            callbacks.append(watchdog)
+        return [*callbacks, MetricsFile(self.run_dir.metrics_file), self.display]
+
+    # --- the whole run
+
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | None = None,
+        trial: None = None,
+        ignore_keys_for_eval: None = None,
+    ) -> TrainOutput:
+        """Train from the start, or on from a checkpoint, to the end of the plan.
+
+        A damaged checkpoint is named in a notice and the newest intact one before it taken.
+
+        Raises:
+            Interrupted: stopped by a signal, a checkpoint being saved.
+            TrainingError: the run cannot go on; the message says where and what is kept.
+        """
+        start: str | None = None
+        if resume_from_checkpoint is not None:
+            intact = checkpoints.intact_checkpoint(Path(resume_from_checkpoint))
+            checkpoints.require_resumable(intact)
+            start = str(intact)
+        checkpoints.remove_partials(self.run_dir.root)
+        evaluates_first = 0 in self._loss_steps | self._generation_steps
+        self.args.eval_on_start = start is None and evaluates_first
+        set_seed(self.plan.training.steps.seed)
+        try:
+            with self.stop.listening():
+                output: TrainOutput = super().train(resume_from_checkpoint=start)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            step = self.state.global_step + (self._doing == "training")
+            raise out_of_memory(error, self.plan, step=step, doing=self._doing) from error
+        finally:
+            self._leave()
+        self.optimizer.eval()  # schedule-free optimizers hold two sets of weights
+        return output
+
+    def _leave(self) -> None:
+        self.display.close()
+        if self.is_in_train and self.neftune_noise_alpha is not None:
+            self.neftune_hook_handle.remove()
+        self.is_in_train = False
+
+    # --- data
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """Return the run's micro-batches in order; resuming skips indices, not loaded batches."""
+        return self._loader(self.data.train)
+
+    def _loader(self, batches: Batches) -> DataLoader[Batch]:
+        return DataLoader(
+            batches,  # type: ignore[arg-type]
+            batch_size=1,
+            shuffle=False,
+            collate_fn=_the_only_one,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory,
+            # a generator of its own, so that making an iterator leaves the run's randomness alone
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
+        """Count the trained tokens of the whole step, which the loss is divided by."""
+        self._micro_losses, self._micro_counts = [], []
+        self._step_counts = count_tokens(batch_samples, self.tokenizer.pad_token_id)
+        return max(1, self._step_counts.trained_tokens)
+
+    # --- loss, gradient, update
+
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Return the autocast of bf16; that of fp16 is accelerate's, with the gradient scaler."""
+        if self.plan.model.precision.autocast != "bfloat16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 (the Trainer's signature)
+        num_items_in_batch: int | None = None,
+    ) -> Tensor:
+        """Return the micro-batch's share of the step's loss, in nats per trained token."""
+        loss_sum, count = self.loss_sum(model, inputs)
+        self._micro_losses.append(loss_sum.detach())
+        self._micro_counts.append(count.detach())
+        return loss_sum / num_items_in_batch
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
+        """Return the gradient's norm before clipping, once the step is known to be sound."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        values = [torch.as_tensor(value) for value in (*self._micro_losses, *self._micro_counts)]
+        values.append(torch.as_tensor(norm))
+        # one wait for the device per step
+        numbers = torch.stack([value.to(self.args.device, torch.float64) for value in values])
+        *sums, norm = numbers.tolist()
+        losses, counts = sums[: len(self._micro_losses)], sums[len(self._micro_losses) :]
+        if sum(counts) != self._step_counts.trained_tokens:
+            raise RuntimeError(
+                f"the loss counted {counts} trained tokens, the batches hold "
+                f"{self._step_counts.trained_tokens}"
+            )
+        self._require_finite(losses, norm)
+        self.meter.add_step(sum(losses), self._step_counts)
+        return float(norm)
+
+    def _require_finite(self, losses: Sequence[float], norm: float) -> None:
+        step = self.state.global_step
+        first = step * self.args.gradient_accumulation_steps
+        require_finite(
+            losses,
+            norm,
+            step=step + 1,
+            rows_of=lambda index: self.data.train.rows_of(first + index),
+            kept=self._what_is_kept(),
+            gradient_scaled=self.accelerator.scaler is not None,
+        )
+
+    def _what_is_kept(self) -> str:
+        complete = self.run_dir.checkpoints()
+        return f"{complete[-1]} is kept." if complete else "No checkpoint was saved yet."
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Make the plan's optimizer over the trained parameters."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(
+                self.plan.training.optimizer, model or self.model, self.args
+            )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LRScheduler:
+        """Make the plan's schedule, which multiplies the rate of each group."""
+        if self.lr_scheduler is None:
+            share = learning_rate_share(self.plan.training.schedule, num_training_steps)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Return 0: the plan counts operations, and counting here costs time per batch."""
+        return 0
+
+    # --- reports
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hand a report to the callbacks, with our loss and counts in place of the Trainer's."""
+        if "loss" in logs:
+            logs = {**logs, **self.meter.report()}
+        elif "train_runtime" in logs:
+            logs = {"train_runtime": logs["train_runtime"]}
+        super().log(logs)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        num_items_in_batch: int | None = None,
+    ) -> Tensor:
+        """Run one micro-batch forward and backward."""
+        self._doing = "training"
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    # --- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: None = None,
+        ignore_keys: None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measure what is due after the current step: loss, answers, or both.
+
+        Outside of training, everything is due.
+        """
+        started, step = time.monotonic(), self.state.global_step
+        metrics: dict[str, float] = {}
+        with self._evaluating():
+            if self.data.evaluation and (step in self._loss_steps or not self.is_in_train):
+                metrics |= evaluate_loss(self.model, self._eval_batches(), self.loss_sum)
+            if self.tasks and (step in self._generation_steps or not self.is_in_train):
+                metrics |= self._answer_all(step)
+        metrics["eval_runtime"] = round(time.monotonic() - started, 3)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        self.meter.restart_clock()
+        return metrics
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self._doing, was_training = "evaluating", self.model.training
+        self.model.eval()
+        if self.optimizer is not None:
+            self.optimizer.eval()
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def _eval_batches(self) -> Iterable[Batch]:
+        if self.data.evaluation is None:
+            return
+        for batch in self._loader(self.data.evaluation):
+            yield self._prepare_inputs(batch)
+
+    def _answer_all(self, step: int) -> dict[str, float]:
+        if self.answer is None:
+            return {}
+        answer = self.answer
+        result = evaluate_generation(
+            self.tasks,
+            lambda prompts: answer(self.model, self.tokenizer, prompts),
+            lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+        )
+        self.generations[step] = result
+        return {"eval_exact_match": result.exact_match, "eval_answers": len(result.samples)}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: None) -> bool:
+        """Tell whether this is the best evaluation yet, and have it saved if the plan wants it."""
+        if self.plan.training.evaluation.best_metric not in metrics:
+            return False
+        is_best: bool = super()._determine_best_metric(metrics, trial)
+        save = self.plan.training.save
+        if is_best and (save.on_best or save.load_best_at_end):
+            self.control.should_save = True
+        return is_best
+
+    # --- checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+        """Write a complete checkpoint or none."""
+        step, save = self.state.global_step, self.plan.training.save
+        # a run that is stopped by a signal must be able to go on
+        resumable = not save.weights_only or self.stop.signal is not None
+        root, best = self.run_dir.root, self.state.best_global_step
+        if best and (best == step or (root / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(root / f"checkpoint-{best}")
+        position = step * self.args.gradient_accumulation_steps
+        with checkpoints.written_aside(
+            root, step, position=position, resumable=resumable
+        ) as folder:
+            self.optimizer.eval()
+            checkpoints.save_weights(self.model, folder)
+            self.tokenizer.save_pretrained(folder)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            if resumable:
+                self._save_run_state(folder)
+        checkpoints.rotate(root, keep=save.keep, best_step=best)
+        self.meter.restart_clock()
+
+    def _save_run_state(self, folder: Path) -> None:
+        checkpoints.write_tensors(
+            folder / checkpoints.OPTIMIZER_FILE, named_state(self.optimizer, self.model)
+        )
+        checkpoints.write_tensors(
+            folder / checkpoints.SCHEDULER_FILE, self.lr_scheduler.state_dict()
+        )
+        self._save_scaler(str(folder))
+        checkpoints.save_random_states(folder / checkpoints.RNG_FILE)
+        remembered = {name: part.state() for name, part in self._remembered.items()}
+        write_json(folder / checkpoints.STATE_FILE, remembered)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Load the weights, and nothing less than all of them."""
+        checkpoints.load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the optimizer by parameter name, the schedule, and what our callbacks remember."""
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        best = self.run_dir.root / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir():  # also when the run's folder was moved since
+            self.state.best_model_checkpoint = str(best)
+        saved = torch.load(
+            folder / checkpoints.OPTIMIZER_FILE, map_location="cpu", weights_only=True
+        )
+        load_named_state(self.optimizer.optimizer, self.model, saved)
+        self.lr_scheduler.load_state_dict(
+            torch.load(folder / checkpoints.SCHEDULER_FILE, weights_only=True)
+        )
+        remembered = json.loads((folder / checkpoints.STATE_FILE).read_text(encoding="utf-8"))
+        for name, part in self._remembered.items():
+            if name in remembered:
+                part.restore(remembered[name])
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint."""
+        best = Path(str(self.state.best_model_checkpoint))
+        damage = checkpoints.damage_of(best)
+        if damage is not None:
+            raise TrainingError(f"the best checkpoint cannot be loaded: {damage}")
+        notice(f"the best checkpoint is loaded: {best} ({self.state.best_metric:.4g})")
+        checkpoints.load_weights(self.model, best)
+
+
+def _generation_steps(plan: Plan, *, with_tasks: bool) -> frozenset[int]:
+    evaluation = plan.training.evaluation
+    if not with_tasks:
+        return frozenset()
+    if evaluation.generate_at_steps is not None:
+        return evaluation.generate_at_steps
+    return evaluation.at_steps | {0, plan.training.steps.total_steps}
+
+
+def _the_only_one(batches: list[Batch]) -> Batch:
+    return batches[0]

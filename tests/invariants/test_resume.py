@@ -1,0 +1,132 @@
+"""A run stopped at any step and resumed is, bit for bit, the run that never stopped."""
+
+import os
+import signal
+
+import pytest
+from runs import TinyRun, assert_same, packed, weights
+from transformers import TrainerCallback
+
+from newtune.errors import TrainingError
+from newtune.training.stopping import Interrupted
+
+STEPS, STOP_AFTER = 6, 3
+
+
+class Kill(TrainerCallback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, number, *, step):
+        self.number = number
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def make_run(root, **changes):
+    settings = {
+        "steps": STEPS,
+        "accumulation": 2,
+        "dropout": 0.2,
+        "evaluation_batches": packed(2, first=500),
+        "schedule": {"name": "cosine", "warmup_steps": 2},
+        "evaluation": {"at_steps": frozenset({2, 4, 6})},
+        "optimizer": {"weight_decay": 0.1},
+        "training": {"logging_steps": 2},
+    }
+    return TinyRun(root, **{**settings, **changes})
+
+
+def uninterrupted(root, **changes):
+    run = make_run(root, **changes)
+    trainer = run.trainer()
+    trainer.train()
+    return run, weights(trainer.model)
+
+
+def comparable(run):
+    varying = {"time", "tokens_per_second", "memory_bytes", "eval_runtime", "train_runtime"}
+    lines = [{k: v for k, v in line.items() if k not in varying} for line in run.metrics()]
+    return [line for line in lines if line.keys() > {"step", "epoch"}]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_signal_in_the_middle_of_a_step(tmp_path, lora, number):
+    whole, expected = uninterrupted(tmp_path / "whole", lora=lora)
+    run = make_run(tmp_path / "stopped", lora=lora)
+    trainer = run.trainer()
+    trainer.add_callback(Kill(number, step=STOP_AFTER))
+    with pytest.raises(Interrupted, match=r"newtune train CONFIG --resume"):
+        trainer.train()
+    assert trainer.state.global_step == STOP_AFTER
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    resumed = run.trainer()
+    resumed.train(run.root / f"checkpoint-{STOP_AFTER}")
+    assert_same(weights(resumed.model), expected)
+    assert comparable(run) == comparable(whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "muon"}},
+        {"optimizer": {"name": "sgd", "arguments": {"momentum": 0.9}}},
+        {"optimizer": {"name": "adafactor"}},
+        {"training": {"neftune_noise_alpha": 5.0}},
+        {"precision": {"autocast": "bfloat16"}},
+        {"training": {"dataloader_workers": 1, "dataloader_prefetch_factor": 2}},
+        {"rows": 2, "epochs": (4, 2)},
+    ],
+    ids=["muon", "sgd", "adafactor", "neftune", "bf16", "workers", "two-epochs"],
+)
+def test_from_a_planned_checkpoint(tmp_path, changes):
+    changes = {"lora": True, **changes}
+    _, expected = uninterrupted(tmp_path / "whole", **changes)
+    run, _ = uninterrupted(tmp_path / "saved", **changes, save={"at_steps": frozenset({4})})
+    resumed = run.trainer()
+    resumed.train(run.root / "checkpoint-4")
+    assert_same(weights(resumed.model), expected)
+
+
+def test_a_killed_process_leaves_metrics_that_resuming_cuts_back(tmp_path):
+    whole, expected = uninterrupted(tmp_path / "whole", save={"at_steps": frozenset({2})})
+    resumed = whole.trainer()
+    before = comparable(whole)
+    with (whole.root / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    resumed.train(whole.root / "checkpoint-2")
+    assert comparable(whole) == before
+    assert_same(weights(resumed.model), expected)
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    run = make_run(tmp_path)
+    trainer = run.trainer()
+    trainer.add_callback(Kill(signal.SIGINT, step=2))
+    trainer.add_callback(Kill(signal.SIGINT, step=2))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert list(tmp_path.glob("checkpoint-*")) == []
+
+
+def test_a_stop_makes_a_full_checkpoint_even_where_weights_only_were_asked_for(tmp_path):
+    run = make_run(tmp_path, save={"weights_only": True, "at_steps": frozenset({2})})
+    trainer = run.trainer()
+    trainer.add_callback(Kill(signal.SIGTERM, step=STOP_AFTER))
+    with pytest.raises(Interrupted):
+        trainer.train()
+    with pytest.raises(TrainingError, match="weights only"):
+        run.trainer().train(tmp_path / "checkpoint-2")
+    run.trainer().train(tmp_path / "checkpoint-3")
+
+
+def test_a_signal_in_the_last_step_ends_a_complete_run(tmp_path):
+    run = make_run(tmp_path)
+    trainer = run.trainer()
+    trainer.add_callback(Kill(signal.SIGTERM, step=STEPS))
+    trainer.train()
+    assert trainer.state.global_step == STEPS
