@@ -24,8 +24,8 @@ from newtune.plan.parts import (
     Plan,
 )
 from newtune.plan.precision import resolve_precision
-from newtune.plan.training import plan_training
 from newtune.plan.trackers import plan_trackers
+from newtune.plan.training import plan_training
 
 
 @dataclass(frozen=True)

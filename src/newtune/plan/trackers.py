@@ -58,7 +58,7 @@ def _asked_for(section: TrackingSection, tracker: Tracker) -> str | None:
 
 
 def _options(section: TrackingSection, tracker: Tracker) -> Mapping[str, Any]:
-    keys = [key for key in section.keys() if key.startswith(tracker.prefix)]
+    keys = [key for key in section.key_names() if key.startswith(tracker.prefix)]
     values = {key.removeprefix(tracker.prefix): getattr(section, key) for key in keys}
     values |= {key: getattr(section, key) for key in tracker.further_keys}
     return {key: value for key, value in values.items() if value is not None}

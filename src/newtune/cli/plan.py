@@ -1,0 +1,22 @@
+"""`newtune plan CONFIG`: every derived number with its reason; no weights are loaded."""
+
+import json
+from pathlib import Path
+
+from newtune.cli.show_run import show_json, show_plan
+from newtune.config.load import load_config
+
+
+def run(config_path: Path, overrides: list[str], *, as_json: bool = False) -> int:
+    """Print the plan of a configuration."""
+    config = load_config(config_path, overrides)
+    from newtune.plan.plan import plan_as_dict
+    from newtune.run import prepare, refuse_unread_keys
+
+    prepared = prepare(config)
+    refuse_unread_keys(config)
+    if as_json:
+        show_json(plan_as_dict(prepared.plan))
+    else:
+        show_plan(prepared.plan)
+    return 0

@@ -1,0 +1,25 @@
+"""`newtune train CONFIG`, and `accelerate launch -m newtune.cli.train CONFIG --key value`."""
+
+import sys
+from pathlib import Path
+
+from newtune.cli.show_run import show_summary
+from newtune.config.load import load_config
+
+
+def run(config_path: Path, overrides: list[str], *, resume: bool = False) -> int:
+    """Train, then print the result."""
+    if resume:
+        overrides = [*overrides, "--auto_resume_from_checkpoints", "true"]
+    config = load_config(config_path, overrides)
+    from newtune.run import train
+
+    show_summary(train(config), config_path)
+    return 0
+
+
+if __name__ == "__main__":
+    from newtune.cli.main import main
+
+    sys.argv.insert(1, "train")
+    main()
