@@ -1,0 +1,1 @@
+"""From rows to packed, masked batches: sources → formats → chat → tokenize → store → packing."""

@@ -1,0 +1,74 @@
+"""Datasets of a hub, through the `datasets` library and its cache."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from newtune.data.sources import ArrowRows, Source, Table
+from newtune.errors import DataError
+from newtune.logs import logger
+
+
+def open_hub(source: Source, split: str) -> tuple[Table, str]:
+    """Return a hub dataset's rows and a fingerprint of their content.
+
+    Raises:
+        DataError: there is no such dataset or split, it is gated, or the hub cannot be reached.
+    """
+    if source.trust_remote_code:
+        logger.warning(
+            "%s: `trust_remote_code` is set; the hub's datasets run no code any more, so it "
+            "changes nothing. Pin `revision` to know what you train on.",
+            source.path,
+        )
+    arguments: dict[str, Any] = {}
+    if source.data_files:
+        arguments["data_files"] = list(source.data_files)
+    try:
+        dataset = load_dataset(
+            source.path, source.name, split=split, revision=source.revision, **arguments
+        )
+    except (GatedRepoError, DatasetNotFoundError) as error:
+        raise DataError(_not_found(source, error)) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
+        raise DataError(
+            f"{source.path}: the hub cannot be reached and the dataset is not in the local cache: "
+            f"{_first_line(error)} Download it where there is a network and set HF_HOME to that "
+            "cache, or give a local `path`."
+        ) from error
+    except (ValueError, RuntimeError) as error:  # unknown split, config name, or a loading script
+        raise DataError(f"{source.path}: {_first_line(error)}") from error
+    assert isinstance(dataset, Dataset)
+    table = dataset.with_format("arrow")[:] if len(dataset) else dataset.data.table
+    return ArrowRows(source.path, table), _fingerprint(dataset, source, split)
+
+
+def _not_found(source: Source, error: Exception) -> str:
+    gated = isinstance(error, GatedRepoError) or "gated" in str(error)
+    if gated:
+        return (
+            f"{source.path}: the dataset is gated. Accept its terms on its page, then give a "
+            "token: `hf auth login`, or the variable HF_TOKEN."
+        )
+    return (
+        f"{source.path}: neither a local file or folder nor a dataset of the hub. Check the "
+        "spelling; a private dataset needs a token (`hf auth login`, or HF_TOKEN)."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    return line if line.endswith(".") else line + "."
+
+
+def _fingerprint(dataset: Dataset, source: Source, split: str) -> str:
+    digest = hashlib.sha256(f"{source.path}:{source.name}:{source.revision}:{split}".encode())
+    for entry in dataset.cache_files:
+        with Path(entry["filename"]).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

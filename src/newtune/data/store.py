@@ -1,0 +1,127 @@
+"""Examples on disk: an Arrow file that every process maps into memory and none reads whole."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from newtune.data.tokenize import TokenBatch
+from newtune.types import Example
+
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("dataset", pa.int32()),
+        ("row", pa.int64()),
+        ("trained", pa.int32()),
+    ]
+)
+"""`dataset` counts the configured datasets from 0, `row` a dataset's rows from 1; `trained` is the
+number of trained tokens."""
+
+
+class ExampleWriter:
+    """Appends batches of examples to an Arrow file; use as a context."""
+
+    def __init__(self, path: Path) -> None:
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, SCHEMA)
+
+    def write(self, batch: TokenBatch, *, dataset: int, rows: NDArray[np.int64]) -> None:
+        """Append the examples of a batch, which came from these rows of the dataset."""
+        offsets = pa.array(np.concatenate([[0], np.cumsum(batch.lengths)]).astype(np.int32))
+        columns = [
+            pa.ListArray.from_arrays(offsets, pa.array(batch.input_ids)),
+            pa.ListArray.from_arrays(offsets, pa.array(batch.labels)),
+            pa.array(np.full(len(rows), dataset, dtype=np.int32)),
+            pa.array(rows),
+            pa.array(batch.trained().astype(np.int32)),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._sink.close()
+
+
+class _Chunk:
+    """Views of one record batch; nothing is copied."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.input_ids = batch.column(0).values.to_numpy(zero_copy_only=True)
+        self.labels = batch.column(1).values.to_numpy(zero_copy_only=True)
+        self.offsets = batch.column(0).offsets.to_numpy(zero_copy_only=True)
+        self.dataset = batch.column(2).to_numpy(zero_copy_only=True)
+        self.row = batch.column(3).to_numpy(zero_copy_only=True)
+        self.trained = batch.column(4).to_numpy(zero_copy_only=True)
+
+
+class ExampleStore:
+    """The examples of an Arrow file, or those that `indices` selects, in that order.
+
+    Pickles as its path and indices, so that a worker process maps the same file.
+    """
+
+    def __init__(self, path: Path, indices: NDArray[np.int64] | None = None) -> None:
+        self.path = path
+        self._chunks = _read_chunks(path)
+        sizes = [len(chunk.row) for chunk in self._chunks]
+        self._first = np.cumsum([0, *sizes])
+        self.indices = np.arange(self._first[-1]) if indices is None else indices
+        self.lengths: NDArray[np.int32] = self._gather(
+            [np.diff(chunk.offsets) for chunk in self._chunks], np.int32
+        )
+        """Tokens of each example."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        chunk, place = self._find(index)
+        start, end = chunk.offsets[place], chunk.offsets[place + 1]
+        return Example(chunk.input_ids[start:end], chunk.labels[start:end])
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ExampleStore, (self.path, self.indices)
+
+    def origin(self, index: int) -> tuple[int, int]:
+        """Return (dataset, row) of an example; datasets count from 0, rows from 1."""
+        chunk, place = self._find(index)
+        return int(chunk.dataset[place]), int(chunk.row[place])
+
+    def origins(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the dataset and the row of every example."""
+        datasets = self._gather([chunk.dataset for chunk in self._chunks], np.int32)
+        return datasets, self._gather([chunk.row for chunk in self._chunks], np.int64)
+
+    def trained(self) -> NDArray[np.int32]:
+        """Return the number of trained tokens of every example."""
+        return self._gather([chunk.trained for chunk in self._chunks], np.int32)
+
+    def select(self, places: NDArray[np.int64]) -> "ExampleStore":
+        """Return a store of the examples at `places` of this one."""
+        return ExampleStore(self.path, self.indices[places])
+
+    def _find(self, index: int) -> tuple[_Chunk, int]:
+        position = int(self.indices[index])
+        chunk = int(np.searchsorted(self._first, position, side="right")) - 1
+        return self._chunks[chunk], position - int(self._first[chunk])
+
+    def _gather(self, columns: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
+        every = np.concatenate(columns) if columns else np.empty(0)
+        return every.astype(dtype)[self.indices]
+
+
+def _read_chunks(path: Path) -> list[_Chunk]:
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    return [_Chunk(reader.get_batch(number)) for number in range(reader.num_record_batches)]
