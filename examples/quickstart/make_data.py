@@ -38,7 +38,7 @@ from spelling import (
 
 FOLDER = Path(__file__).parent
 SEED = 20
-ROWS = {"train": 800, "heldout": 300}
+ROWS = {"train": 900, "heldout": 300}
 
 Slots = Mapping[str, str]
 Draw = Callable[[random.Random], "Schedule"]
@@ -56,9 +56,9 @@ class Schedule:
 
 
 def draw_time(rng: random.Random) -> tuple[int, int]:
-    """Return hour and minute; full and half hours are the most frequent, as in life."""
-    minute = rng.choice((0, 0, 0, 30, 30, 15, 45, 5 * rng.randrange(12), rng.randrange(60)))
-    return rng.randrange(24), minute
+    """Return hour and minute; full and half hours and the day are the most frequent, as in life."""
+    minute = rng.choice((0, 0, 0, 30, 30, 15, 45, 5 * rng.randrange(12)))
+    return rng.choice((*range(6, 23), rng.randrange(24))), minute
 
 
 def draw_clock(rng: random.Random) -> tuple[str, Slots]:
@@ -239,17 +239,6 @@ def hourly(rng: random.Random) -> Schedule:
     return Schedule(f"{minute} * * * *", {"minute": spell_number(rng, minute), "past": past})
 
 
-def hours_at_minute(rng: random.Random) -> Schedule:
-    """Every so many hours, at one minute."""
-    count, minute = rng.choice(HOUR_STEPS), rng.randrange(1, 60)
-    slots = {
-        "count": spell_number(rng, count),
-        "ordinal": spell_nth(rng, count),
-        "minute": str(minute),
-    }
-    return Schedule(f"{minute} */{count} * * *", slots)
-
-
 def hour_range(rng: random.Random) -> Schedule:
     """Every hour of a stretch of the day."""
     first, last = draw_hour_span(rng)
@@ -282,10 +271,9 @@ SCHEDULES: Mapping[str, tuple[Draw, int]] = {
     "minutes": (minutes, 3),
     "minutes_on_days": (minutes_on_days, 3),
     "minutes_between": (minutes_between, 2),
-    "hours": (hours, 2),
+    "hours": (hours, 3),
     "hourly": (hourly, 3),
-    "hours_at_minute": (hours_at_minute, 2),
-    "hour_range": (hour_range, 2),
+    "hour_range": (hour_range, 3),
     "hour_range_on_days": (hour_range_on_days, 2),
 }
 """Kind of schedule → how its values are drawn, and how often relative to the others."""

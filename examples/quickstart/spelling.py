@@ -107,8 +107,8 @@ def spell_time(rng: random.Random, hour: int, minute: int) -> str:
     """Return the time in one of the ways people write it."""
     if (hour, minute) == (12, 0):
         return rng.choice(("noon", "midday", "12:00"))
-    in_words_is_clear = minute % 5 == 0 and hour not in (0, 11, 12, 23)
-    if in_words_is_clear and rng.random() < 0.3:
+    in_words_is_clear = minute % 15 == 0 and hour not in (0, 11, 12, 23)
+    if in_words_is_clear and rng.random() < 0.25:
         return spell_words(hour, minute)
     spelling = rng.choice(SPELLINGS[:3] if hour in (0, 12) else SPELLINGS)
     return spelling(hour, minute)
