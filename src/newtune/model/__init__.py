@@ -1,0 +1,1 @@
+"""Checkpoints to models ready to train: tokenizer, weights, adapter, attention, output head."""

@@ -1,0 +1,147 @@
+"""What an adapter touches and how many parameters it trains, from the model's facts alone."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from newtune.errors import ModelError
+from newtune.plan.parts import AdapterPlan, ModelFacts
+
+
+def resolve_targets(
+    facts: ModelFacts,
+    *,
+    modules: Sequence[str] | str | None,
+    all_linear: bool,
+    parameters: Sequence[str] = (),
+) -> tuple[str, ...] | str:
+    """Return the target modules for PEFT: last parts of names, full names, or one regex.
+
+    `all_linear` means every linear layer but the output head; given `modules` are added to it.
+
+    Raises:
+        ModelError: nothing is targeted, or a given name matches no module; lists what there is.
+    """
+    if isinstance(modules, str) and not all_linear:
+        found = [name for name in module_names(facts) if re.fullmatch(modules, name)]
+        if not found and not any(_ends_with(name, [modules]) for name in module_names(facts)):
+            raise ModelError(_no_match(facts, modules))
+        return modules if found else (modules,)
+    given = [modules] if isinstance(modules, str) else list(modules or ())
+    for name in given:
+        if not any(_ends_with(module, [name]) for module in module_names(facts)):
+            raise ModelError(_no_match(facts, name))
+    if not all_linear and not given and not parameters:
+        raise ModelError(
+            "`adapter: lora` needs `lora_target_linear: true` or `lora_target_modules`. "
+            f"Linear layers of this model: {_listing(_last_parts(facts.linear_modules))}."
+        )
+    if not all_linear:
+        return tuple(given)
+    return tuple(sorted({*_linear_targets(facts), *given}))
+
+
+def count_trainable(
+    facts: ModelFacts,
+    adapter: AdapterPlan | None,
+    unfrozen_parameters: Sequence[str] = (),
+    new_tokens: int = 0,
+) -> int:
+    """Return how many parameters will be trained; equals PEFT's own count (by test).
+
+    Without an adapter that is every parameter, or those that a regex of `unfrozen_parameters`
+    matches from their first character. `new_tokens`: tokens whose embedding rows an adapter
+    trains besides.
+    """
+    if adapter is None:
+        names = facts.parameter_shapes
+        if unfrozen_parameters:
+            names = {n: s for n, s in names.items() if is_unfrozen(n, facts, unfrozen_parameters)}
+        return sum(math.prod(shape) for shape in names.values())
+    saved = [m for m in module_names(facts) if _ends_with(m, adapter.modules_to_save)]
+    total = sum(_module_size(facts, module) for module in saved)
+    for module in adapter_targets(facts, adapter):
+        rows, columns = _matrix(facts, module)
+        total += adapter.rank * (rows + columns) + (columns if adapter.use_dora else 0)
+    for name, shape in facts.parameter_shapes.items():
+        if _ends_with(name, adapter.target_parameters):
+            stacked = shape[0] if len(shape) == 3 else 1
+            total += adapter.rank * stacked * (shape[-1] + shape[-2])
+    return total + new_tokens * facts.hidden_size * (1 if facts.tied_embeddings else 2)
+
+
+def adapter_targets(facts: ModelFacts, adapter: AdapterPlan) -> list[str]:
+    """Return the dotted names of the modules that get a LoRA; an empty list means a mistake."""
+    targets = adapter.target_modules
+    names = [name for name in module_names(facts) if not _ends_with(name, adapter.modules_to_save)]
+    if isinstance(targets, str):
+        return [name for name in names if re.fullmatch(targets, name)]
+    return [n for n in names if _ends_with(n, targets) and _in_layers(n, adapter.layers)]
+
+
+def module_names(facts: ModelFacts) -> list[str]:
+    """Return the dotted names of the modules with a weight matrix, the output head included."""
+    matrices = [
+        name.removesuffix(".weight")
+        for name, shape in facts.parameter_shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
+    ]
+    return list(dict.fromkeys([*matrices, *facts.linear_modules]))
+
+
+def is_unfrozen(name: str, facts: ModelFacts, patterns: Sequence[str]) -> bool:
+    """Tell whether a regex matches the parameter's name; a tied head goes by both its names."""
+    names = [name]
+    if facts.tied_embeddings and "embed" in name:
+        names.append(f"{facts.head_name}.weight")
+    return any(re.match(pattern, candidate) for pattern in patterns for candidate in names)
+
+
+def _linear_targets(facts: ModelFacts) -> list[str]:
+    """Return last parts of names; full names where the output head is called the same."""
+    head = facts.head_name
+    inner = [name for name in facts.linear_modules if name != head]
+    return [n if _ends_with(head, [_last(n)]) else _last(n) for n in inner]
+
+
+def _no_match(facts: ModelFacts, wanted: str) -> str:
+    return (
+        f"lora_target_modules: `{wanted}` matches no module of this {facts.model_type} model. "
+        f"It has: {_listing(_last_parts(module_names(facts)))}."
+    )
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _last_parts(names: Iterable[str]) -> list[str]:
+    return sorted({_last(name) for name in names})
+
+
+def _ends_with(name: str, endings: Sequence[str]) -> bool:
+    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+
+
+def _in_layers(name: str, layers: tuple[int, ...] | None) -> bool:
+    if layers is None:
+        return True
+    index = re.match(r".*\.[^.]*\.(\d+)\.", name)
+    return index is not None and int(index.group(1)) in layers
+
+
+def _matrix(facts: ModelFacts, module: str) -> tuple[int, int]:
+    """Return (in_features, out_features); an embedding maps its rows to its columns."""
+    if module in facts.linear_modules:
+        return facts.linear_modules[module]
+    rows, columns = facts.parameter_shapes[f"{module}.weight"]
+    return rows, columns
+
+
+def _module_size(facts: ModelFacts, module: str) -> int:
+    bias = math.prod(facts.parameter_shapes.get(f"{module}.bias", (0,)))
+    return math.prod(_matrix(facts, module)) + bias

@@ -1,0 +1,110 @@
+"""Which attention implementation runs, and which families cannot keep packed examples apart."""
+
+import importlib.util
+from collections.abc import Mapping
+
+from newtune.errors import SetupError
+from newtune.lookup import did_you_mean
+
+PACKED_ATTENTION = "newtune_packed"
+"""Our own attention per packed example (`kernels/packed_attention.py`)."""
+
+PROVEN_FAMILIES = frozenset(
+    {
+        "cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "mixtral",
+        "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+    }
+)  # fmt: skip
+"""Families whose isolation and equality with eager attention the tests prove for our attention."""
+
+_PACKAGES: Mapping[str, tuple[str, str]] = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": ("flash_attn_interface", "build FlashAttention 3 from its repository"),
+}
+"""Implementation → the module it needs, and how to get it."""
+
+_RECURRENT = "carries a state from token to token, which would leak from one example to the next"
+_LEAKING: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear",
+            "lfm2", "lfm2_moe", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid",
+            "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm",
+            "zamba", "zamba2",
+        ),
+        _RECURRENT,
+    ),
+    **dict.fromkeys(
+        ("bloom", "falcon", "mpt"),
+        "builds its attention bias by itself and does not heed positions that restart",
+    ),
+    "gpt_oss": "does not hand the positions to its mask, so that packed examples see each other",
+}  # fmt: skip
+"""Family → why its packed examples cannot be kept apart by any attention implementation."""
+
+
+def choose_attention(
+    requested: str | None, *, packed: bool, device: str, model_type: str
+) -> tuple[str, str]:
+    """Return the name for transformers' `attn_implementation` and the reason.
+
+    Raises:
+        SetupError: the requested one is unknown, or its package or device is missing.
+    """
+    on_cpu = not device.startswith("cuda")
+    if requested is not None:
+        _require_runnable(requested, on_cpu=on_cpu)
+        return requested, "as given by attn_implementation"
+    if on_cpu and model_type in PROVEN_FAMILIES:
+        why = "per packed example" if packed else "per example, padding left out"
+        return PACKED_ATTENTION, f"on CPU, attention {why} is the fastest"
+    if model_type in ("gemma2", "gpt_oss"):
+        return "eager", f"sdpa cannot compute the attention of {model_type}"
+    if on_cpu:
+        return "sdpa", f"newtune's own attention is not proven for `{model_type}`"
+    if _installed("flash_attn"):
+        return "flash_attention_2", "flash-attn is installed"
+    return "sdpa", "flash-attn is not installed"
+
+
+def refuse_leaking(model_type: str, attention: str) -> None:
+    """Refuse packing where examples of one sequence would see each other.
+
+    Raises:
+        SetupError: no attention implementation of this family keeps them apart.
+    """
+    if model_type in _LEAKING:
+        raise SetupError(
+            f"`{model_type}` cannot train on packed examples with `{attention}`: it "
+            f"{_LEAKING[model_type]}. Set `sample_packing: false` and `batch_flattening: false`."
+        )
+
+
+def _require_runnable(name: str, *, on_cpu: bool) -> None:
+    known = {"eager", "sdpa", "flex_attention", PACKED_ATTENTION, *_PACKAGES}
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise SetupError(
+            f"attn_implementation: `{name}` is not an attention implementation newtune can run; "
+            f"{hint + ' ' if hint else ''}known: {', '.join(sorted(known))}."
+        )
+    if on_cpu and name == "flex_attention":
+        raise SetupError(
+            "attn_implementation: `flex_attention` has no backward pass on CPU. Leave the key out "
+            f"(newtune then takes `{PACKED_ATTENTION}`), or train on a CUDA device."
+        )
+    if on_cpu and name in _PACKAGES:
+        raise SetupError(
+            f"attn_implementation: `{name}` runs on CUDA only, and no CUDA device is visible. "
+            f"Leave the key out: newtune then takes `{PACKED_ATTENTION}` on CPU."
+        )
+    if name in _PACKAGES and not _installed(_PACKAGES[name][0]):
+        module, remedy = _PACKAGES[name]
+        raise SetupError(
+            f"attn_implementation: `{name}` needs the package `{module}`, which is not installed. "
+            f"Install it ({remedy}), or leave the key out to use sdpa."
+        )
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
