@@ -1,0 +1,205 @@
+"""Datasets of a configuration become prepared data: counted, split, cached by content."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from newtune.config.load import load_config
+from newtune.data.batches import EvalBatches, TrainBatches
+from newtune.data.prepare import PreparedData, prepare_data
+from newtune.errors import DataError
+from newtune.plan.parts import StepPlan
+from newtune.types import IGNORE_INDEX
+from tiny import tiny_tokenizer
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def questions(count: int, start: int = 0) -> list[dict]:
+    return [
+        {"instruction": f"Add one to {n}.", "input": "", "output": f"It is {n + 1}."}
+        for n in range(start, start + count)
+    ]
+
+
+def prepare(folder: Path, *, force: bool = False, **keys) -> PreparedData:
+    """Prepare `rows.jsonl` of the folder as alpaca unless `keys` say otherwise."""
+    given = {
+        "base_model": "tiny",
+        "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
+        "dataset_prepared_path": str(folder / "prepared"),
+        "output_dir": str(folder / "out"),
+        "sequence_len": 256,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        **keys,
+    }
+    file = folder / "config.yaml"
+    file.write_text(json.dumps(given))  # JSON is YAML
+    return prepare_data(load_config(file), tiny_tokenizer(), force=force)
+
+
+def test_prompts_are_not_trained_and_answers_with_their_end_are(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(3))
+    data = prepare(tmp_path, shuffle_merged_datasets=False)
+    tokenizer = tiny_tokenizer()
+    texts = [tokenizer.decode(e.labels[e.labels != IGNORE_INDEX]) for e in data.train]
+    assert texts == [f"It is {n + 1}.</s>" for n in range(3)]
+    assert [data.place(i)[-5:] for i in range(3)] == ["row 1", "row 2", "row 3"]
+    assert data.facts.trained_tokens == sum((e.labels != IGNORE_INDEX).sum() for e in data.train)
+    assert data.facts.tokens == sum(len(e.input_ids) for e in data.train)
+
+
+def test_what_is_held_out_is_not_trained_and_a_seed_gives_the_same_split(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(50))
+    data = prepare(tmp_path, val_set_size=0.2)
+    again = prepare(tmp_path, val_set_size=0.2, force=True)
+    other = prepare(tmp_path, val_set_size=0.2, seed=7)
+    held_out = {data.evaluation.origin(i) for i in range(len(data.evaluation))}
+    trained = {data.train.origin(i) for i in range(len(data.train))}
+    assert (len(held_out), len(trained), len(held_out & trained)) == (10, 40, 0)
+    assert np.array_equal(data.train.indices, again.train.indices)
+    assert not np.array_equal(data.evaluation.indices, other.evaluation.indices)
+
+
+def test_pieces_of_one_document_stay_on_one_side(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"text": f"{n} " * 400} for n in range(10)])
+    data = prepare(
+        tmp_path,
+        datasets=[{"path": "rows.jsonl", "type": "completion"}],
+        val_set_size=4,
+        sequence_len=64,
+    )
+    held_out = {data.evaluation.origin(i) for i in range(len(data.evaluation))}
+    trained = {data.train.origin(i) for i in range(len(data.train))}
+    assert len(held_out) == 4
+    assert not held_out & trained
+
+
+def test_the_cache_is_used_only_when_nothing_changed(tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", questions(5))
+    assert not prepare(tmp_path).from_cache
+    assert prepare(tmp_path).from_cache
+    assert prepare(tmp_path, micro_batch_size=4).from_cache
+    assert not prepare(tmp_path, sequence_len=300).from_cache
+    assert not prepare(tmp_path, train_on_inputs=True).from_cache
+    before = rows.stat()
+    rows.write_text(rows.read_text().replace("It is 1.", "It is 9."))
+    assert rows.stat().st_size == before.st_size
+    assert not prepare(tmp_path).from_cache
+    assert not list((tmp_path / "prepared").glob("*.partial"))
+
+
+def test_test_datasets_are_held_out_whole(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(5))
+    write_rows(tmp_path / "test.jsonl", questions(3, start=100))
+    data = prepare(tmp_path, test_datasets=[{"path": "test.jsonl", "type": "alpaca"}])
+    assert (len(data.train), len(data.evaluation)) == (5, 3)
+    assert [count.rows_read for count in data.counts] == [5, 3]
+
+
+def test_equal_rows_are_trained_once_and_never_when_held_out(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(5) + questions(3))
+    write_rows(tmp_path / "test.jsonl", questions(2))
+    data = prepare(
+        tmp_path,
+        dataset_exact_deduplication=True,
+        test_datasets=[{"path": "test.jsonl", "type": "alpaca"}],
+    )
+    assert len(data.train) == 3
+
+
+def test_long_rows_are_dropped_and_named(tmp_path):
+    long = {"instruction": "x" * 900, "output": "y"}
+    write_rows(tmp_path / "rows.jsonl", [*questions(2), long])
+    dropped = prepare(tmp_path).counts[0].dropped
+    assert [(d.reason, d.rows, d.first_row) for d in dropped] == [("longer than 256 tokens", 1, 3)]
+    with pytest.raises(DataError, match=r"line 3: \d+ tokens"):
+        prepare(tmp_path, excess_length_strategy="raise")
+    long["instruction"], long["output"] = "y", "x" * 900
+    write_rows(tmp_path / "rows.jsonl", [*questions(2), long])
+    counts = prepare(tmp_path, excess_length_strategy="truncate").counts[0]
+    assert (counts.rows_truncated, counts.first_truncated_row, counts.examples) == (1, 3, 3)
+    assert counts.length_percentiles[100] == 256
+
+
+def test_a_shard_of_each_dataset_and_of_the_whole(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(10))
+    entry = {"path": "rows.jsonl", "type": "alpaca", "shards": 5, "shards_idx": 1}
+    assert len(prepare(tmp_path, datasets=[entry]).train) == 2
+    halves = [
+        prepare(tmp_path, dataset_shard_num=2, dataset_shard_idx=idx).train for idx in (0, 1)
+    ]
+    rows = sorted(half.origin(i)[1] for half in halves for i in range(len(half)))
+    assert rows == list(range(1, 11))
+
+
+def test_nothing_to_train_is_an_error_that_says_why(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"instruction": "a", "output": None}] * 2)
+    with pytest.raises(DataError, match=r"no trained token in 2 rows.*`output` is empty.*line 1"):
+        prepare(tmp_path)
+
+
+def steps(**values) -> StepPlan:
+    given = {
+        "rows_per_device": 2,
+        "accumulation": 2,
+        "world_size": 1,
+        "epochs": 2.0,
+        "steps_in_epoch": (2, 2),
+        "seed": 42,
+    }
+    return StepPlan(**{**given, **values})
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_every_example_is_used_once_an_epoch_on_any_number_of_ranks(tmp_path, packing):
+    write_rows(tmp_path / "rows.jsonl", questions(29))
+    data = prepare(tmp_path, sample_packing=packing, sequence_len=400)
+    for world_size in (1, 2, 3):
+        sequences = data.facts.packs_in_epoch(0)
+        plan = steps(world_size=world_size)
+        per_epoch = -(-sequences // plan.rows_per_step)
+        plan = steps(world_size=world_size, steps_in_epoch=(per_epoch, per_epoch))
+        ranks = [TrainBatches(data, plan, rank=rank) for rank in range(world_size)]
+        half = per_epoch * plan.accumulation
+        epochs = [
+            [row for rank in ranks for i in part for row in rank.rows_of(i)]
+            for part in (range(half), range(half, 2 * half))
+        ]
+        assert len(ranks[0]) == 2 * half
+        assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(29))
+        assert epochs[0] != epochs[1]
+
+
+def test_a_batch_is_the_same_whatever_came_before_and_in_a_worker_process(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(20))
+    data = prepare(tmp_path, sample_packing=True)
+    plan = steps(steps_in_epoch=(3, 3))
+    batches = TrainBatches(data, plan)
+    fresh = pickle.loads(pickle.dumps(TrainBatches(data, plan)))
+    for index in (9, 2, 7):
+        assert batches[index]["input_ids"].equal(fresh[index]["input_ids"])
+        assert batches.rows_of(index) == fresh.rows_of(index)
+
+
+def test_a_filler_trains_nothing(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(3))
+    batches = TrainBatches(prepare(tmp_path), steps(steps_in_epoch=(1,), accumulation=4))
+    assert [batches.rows_of(i) == [] for i in range(4)] == [False, False, True, True]
+    assert (batches[3]["labels"] == IGNORE_INDEX).all()
+
+
+def test_held_out_batches_cover_everything_once(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(30))
+    data = prepare(tmp_path, val_set_size=11, sample_packing=True, eval_sample_packing=False)
+    batches = EvalBatches(data, 4)
+    assert sorted(row for i in range(len(batches)) for row in batches.rows_of(i)) == list(range(11))
+    assert len(EvalBatches(data, 4, world_size=2)) == 2
