@@ -30,10 +30,10 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
-        """Return `file:line: key: message (hint)`, the parts that are known."""
+        """Return `file:line: key: message. Hint`, the parts that are known."""
         place = f"{self.file}:{self.line}" if self.line is not None else self.file
         text = ": ".join(part for part in (place, self.path, self.message) if part)
-        return f"{text} {self.hint}" if self.hint else text
+        return f"{text.rstrip('.')}. {self.hint}" if self.hint else text
 
 
 class NewtuneError(Exception):

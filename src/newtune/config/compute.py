@@ -96,6 +96,10 @@ class ComputeSection(Section):
     """One matrix for query, key and value. newtune runs the model's own layers: same result."""
     flash_attn_fuse_mlp: bool | None = None
     """Fused MLP of flash-attn. newtune runs the model's own layers: same result."""
+    s2_attention: bool | None = None
+    """Shifted sparse attention."""
+    sage_attention: bool | None = None
+    """SageAttention, with 8-bit products."""
     flash_optimum: bool | None = None
     """BetterTransformer, which transformers has since replaced by sdpa."""
     unsloth_cross_entropy_loss: bool | None = None

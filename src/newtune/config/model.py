@@ -13,6 +13,8 @@ class ModelSection(Section):
     while it loads."""
     base_model_config: str | None = None
     """Hub id or folder the model's configuration is read from. Empty: `base_model`."""
+    cls_model_config: str | None = None
+    """transformers class of the model's configuration."""
     base_model_ignore_patterns: str | Strings | None = None
     """File patterns (`*.pt`) that are not downloaded from the hub. Empty: only what loading needs
     is downloaded."""

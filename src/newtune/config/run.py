@@ -84,7 +84,9 @@ SECTIONS: Mapping[str, type[Section]] = {
 }
 """The sections by name, in the order of the reference."""
 
-SECTION_OF: Mapping[str, str] = {key: name for name, cls in SECTIONS.items() for key in cls.keys()}
+SECTION_OF: Mapping[str, str] = {
+    key: name for name, cls in SECTIONS.items() for key in cls.key_names()
+}
 """Key of the YAML → name of its section."""
 
 
@@ -98,7 +100,7 @@ def _unread(section: Section) -> list[str]:
     candidates = section.given() - section.reads() - set(section.sections_below())
     return [
         key
-        for key in section.keys()
+        for key in section.key_names()
         if key in candidates
         and not is_off(section.peek(key))
         and section.peek(key) != section.default(key)

@@ -84,7 +84,7 @@ class Section(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
-    def keys(cls) -> tuple[str, ...]:
+    def key_names(cls) -> tuple[str, ...]:
         """Return the names of the keys, in the order of the source."""
         return tuple(cls.__pydantic_fields__)
 
@@ -97,6 +97,13 @@ class Section(BaseModel):
     def sections_below(cls) -> Mapping[str, type["Section"]]:
         """Return the keys whose values are sections, or tuples of sections."""
         return _sections_below(cls)
+
+    @classmethod
+    def plain_types(cls, key: str) -> set[Any]:
+        """Return the types inside a key's annotation: `{str, NoneType}` for `str | None`."""
+        return {
+            kind for kind in _flatten(cls.__pydantic_fields__[key].annotation) if not get_args(kind)
+        }
 
     @classmethod
     def docs(cls) -> Mapping[str, str]:

@@ -1,0 +1,185 @@
+"""Given keys that have no effect in this run: each is answered with a notice.
+
+A row names keys (or patterns of them), and what has to hold for them to act.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from newtune.config.rules import has_held_out_data
+from newtune.config.run import RunConfig, is_off
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Keys that act only under a condition."""
+
+    keys: tuple[str, ...]
+    acts: Callable[[RunConfig], Any]
+    because: str
+    """Why they have no effect otherwise."""
+
+
+def never(_: RunConfig) -> bool:
+    """Say that keys cannot act: what they refine is refused."""
+    return False
+
+
+IDLE: tuple[Idle, ...] = (
+    Idle(
+        ("lora_*", "peft_*", "peft.*", "loraplus_*", "merge_method", "merged_dtype"),
+        lambda config: config.adapter.adapter,
+        "there is no `adapter`",
+    ),
+    Idle(
+        ("bnb_config_kwargs",),
+        lambda config: config.quantization.load_in_4bit or config.quantization.load_in_8bit,
+        "the base is not quantised by bitsandbytes",
+    ),
+    Idle(
+        ("loraplus_lr_embedding",),
+        lambda config: config.adapter.loraplus_lr_ratio,
+        "`loraplus_lr_ratio` is not given",
+    ),
+    Idle(
+        (
+            "eval_*",
+            "evals_per_epoch",
+            "metric_for_best_model",
+            "greater_is_better",
+            "early_stopping_threshold",
+        ),
+        has_held_out_data,
+        "there is no held-out data (`val_set_size` or `test_datasets`)",
+    ),
+    Idle(
+        ("eval_max_new_tokens", "eval_generate_samples"),
+        lambda config: config.evaluation.eval_generate,
+        "`eval_generate` is off",
+    ),
+    Idle(
+        ("early_stopping_threshold",),
+        lambda config: config.evaluation.early_stopping_patience,
+        "`early_stopping_patience` is not given",
+    ),
+    Idle(
+        ("sample_packing_*", "total_num_tokens"),
+        lambda config: config.sequence.sample_packing,
+        "`sample_packing` is off",
+    ),
+    Idle(
+        ("group_by_length",),
+        lambda config: not config.sequence.sample_packing,
+        "packs are all of the same length",
+    ),
+    Idle(
+        ("batch_flattening",),
+        lambda config: not config.sequence.sample_packing,
+        "packs are joined already",
+    ),
+    Idle(
+        ("gradient_checkpointing_kwargs",),
+        lambda config: config.compute.gradient_checkpointing,
+        "`gradient_checkpointing` is off",
+    ),
+    Idle(
+        (
+            *("scaling_softmax_*", "tiled_mlp_*", "pose_*", "eaft_*"),
+            *("bench_*", "eval_causal_lm_metrics", "num_generation_samples", "generation_*"),
+            *("pretraining_sample_concatenation", "pretrain_multipack_attn"),
+            *("streaming_multipack_buffer_size", "ray_*", "resources_per_worker"),
+            *("otel_metrics_*", "model_quantization_config_kwargs"),
+        ),
+        never,
+        "the key that switches it on is not given",
+    ),
+    Idle(
+        ("lr_quadratic_warmup",),
+        lambda config: config.training.warmup_steps != 0 and config.training.warmup_ratio != 0,
+        "there is no warm-up",
+    ),
+    Idle(
+        ("loss_watchdog_patience",),
+        lambda config: config.training.loss_watchdog_threshold,
+        "`loss_watchdog_threshold` is not given",
+    ),
+    Idle(
+        ("num_epochs",),
+        lambda config: config.training.max_steps is None,
+        "`max_steps` goes before it",
+    ),
+    Idle(
+        ("dataloader_prefetch_factor",),
+        lambda config: config.data.dataloader_num_workers,
+        "`dataloader_num_workers` is not given",
+    ),
+    Idle(
+        ("ddp", "ddp_*", "heads_k_stride", "ring_attn_func", "fsdp_version"),
+        never,
+        "newtune trains with one process for now",
+    ),
+    Idle(
+        ("device_map",),
+        lambda config: config.placement.device_map != "auto",
+        "one device holds the whole model",
+    ),
+    Idle(
+        ("hub_*",),
+        lambda config: config.output.hub_model_id,
+        "`hub_model_id` is not given",
+    ),
+    Idle(
+        ("save_total_limit", "save_only_model"),
+        lambda config: config.output.save_strategy != "no",
+        "`save_strategy: no` writes no checkpoints",
+    ),
+    Idle(
+        ("wandb_*",),
+        lambda config: _tracker_is_on(config, "use_wandb", "wandb_project"),
+        "wandb is off: `wandb_project` is not given, or `use_wandb` is false",
+    ),
+    Idle(
+        ("mlflow_*", "hf_mlflow_log_artifacts"),
+        lambda config: _tracker_is_on(config, "use_mlflow", "mlflow_experiment_name"),
+        "mlflow is off: `mlflow_experiment_name` is not given, or `use_mlflow` is false",
+    ),
+    Idle(
+        ("comet_*",),
+        lambda config: _tracker_is_on(config, "use_comet", "comet_project_name"),
+        "comet is off: `comet_project_name` is not given, or `use_comet` is false",
+    ),
+    Idle(
+        ("trackio_*",),
+        lambda config: _tracker_is_on(config, "use_trackio", "trackio_project_name"),
+        "trackio is off: `trackio_project_name` is not given, or `use_trackio` is false",
+    ),
+)
+
+
+def idle_keys(config: RunConfig) -> dict[str, str]:
+    """Return a notice for each given key that has no effect in this run, by dotted key."""
+    notices: dict[str, str] = {}
+    for key in _given_keys(config):
+        for idle in IDLE:
+            named = any(fnmatchcase(key, pattern) for pattern in idle.keys)
+            if named and not idle.acts(config):
+                notices.setdefault(key, f"`{key}` has no effect in this run: {idle.because}.")
+    return notices
+
+
+def _given_keys(config: RunConfig) -> Iterator[str]:
+    """Yield the dotted keys that were given a value other than the default or "off"."""
+    for _, section in config.sections():
+        owners = [("", section), *((f"{path}.", nested) for path, nested in section.nested())]
+        for prefix, owner in owners:
+            for key in owner.key_names():
+                value = owner.peek(key)
+                if key in owner.given() and not is_off(value) and value != owner.default(key):
+                    yield f"{prefix}{key}"
+
+
+def _tracker_is_on(config: RunConfig, switch: str, project: str) -> bool:
+    asked = getattr(config.tracking, switch)
+    return bool(getattr(config.tracking, project)) if asked is None else asked
