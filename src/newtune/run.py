@@ -17,7 +17,6 @@ from newtune.model.load import load_model, read_model_facts
 from newtune.model.tokenizer import load_tokenizer
 from newtune.outputs.report import RunReport, report_run
 from newtune.outputs.save import save_final
-from newtune.plan.attention import FLATTENED
 from newtune.plan.parts import ModelFacts, Plan
 from newtune.plan.plan import make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
@@ -125,7 +124,7 @@ def describe(run_dir: RunDir, config: RunConfig, prepared: Prepared) -> None:
 def training_data(prepared: Prepared) -> TrainingData:
     """Lay the prepared examples out as the batches of the whole run."""
     plan, data = prepared.plan, prepared.data
-    flatten = plan.model.attention in FLATTENED
+    flatten = plan.training.flatten
     evaluation = plan.training.evaluation
     return TrainingData(
         train=TrainBatches(data, plan.training.steps, flatten=flatten),

@@ -67,6 +67,21 @@ def choose_attention(
     return "sdpa", "flash-attn is not installed"
 
 
+def flattens(attention: str, *, packed: bool, batch_flattening: bool) -> tuple[bool, str]:
+    """Return whether a micro-batch is one row, and why.
+
+    Implementations that take boundaries cost nothing across them; the others would compute a
+    square of the whole row.
+    """
+    if batch_flattening:
+        return True, "batch_flattening"
+    if not packed:
+        return False, "neither sample_packing nor batch_flattening"
+    if attention == PACKED_ATTENTION or attention.startswith("flash_attention"):
+        return True, f"{attention} takes the boundaries of packed examples"
+    return False, f"{attention} would compute the square of a longer row"
+
+
 def refuse_leaking(model_type: str, attention: str) -> None:
     """Refuse packing where examples of one sequence would see each other.
 

@@ -223,6 +223,8 @@ class TrainingPlan:
     dataloader_workers: int
     dataloader_pin_memory: bool
     dataloader_prefetch_factor: int | None
+    flatten: bool = False
+    """The sequences of a micro-batch are laid end to end in one row, without padding."""
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,14 @@ def make_plan(config: RunConfig, world: World, side: ModelSide, data: DataFacts)
         ConfigError: batch sizes that do not divide, an empty run.
     """
     ledger = side.ledger
-    trackers = plan_trackers(config.tracking, ledger)
-    training = plan_training(config, world, data, trackers, ledger)
+    training = plan_training(
+        config,
+        world,
+        data,
+        attention=side.model.attention,
+        trackers=plan_trackers(config.tracking, ledger),
+        ledger=ledger,
+    )
     steps = training.steps
     sequences = data.packs_in_epoch(0)
     tokens_per_step = ledger.decide(

@@ -7,6 +7,7 @@ from typing import Any
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
+from newtune.plan.attention import flattens
 from newtune.plan.ledger import Ledger
 from newtune.plan.parts import (
     DataFacts,
@@ -22,7 +23,13 @@ from newtune.plan.steps import cadence, resolve_batch_size, resolve_warmup, step
 
 
 def plan_training(
-    config: RunConfig, world: World, data: DataFacts, trackers: TrackerPlan, ledger: Ledger
+    config: RunConfig,
+    world: World,
+    data: DataFacts,
+    *,
+    attention: str,
+    trackers: TrackerPlan,
+    ledger: Ledger,
 ) -> TrainingPlan:
     """Return everything the training loop needs.
 
@@ -39,6 +46,11 @@ def plan_training(
             max(1, min(10, steps.total_steps // 200)),
             f"not given: about 200 lines over {steps.total_steps} steps, at most 10 steps apart",
         )
+    flatten, why = flattens(
+        attention,
+        packed=config.sequence.sample_packing,
+        batch_flattening=bool(config.sequence.batch_flattening),
+    )
     return TrainingPlan(
         steps=steps,
         optimizer=_plan_optimizer(config),
@@ -53,6 +65,7 @@ def plan_training(
         dataloader_workers=config.data.dataloader_num_workers or 0,
         dataloader_pin_memory=_pin_memory(config, world),
         dataloader_prefetch_factor=config.data.dataloader_prefetch_factor,
+        flatten=ledger.decide("training.flatten", flatten, why),
     )
 
 
