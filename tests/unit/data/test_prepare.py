@@ -134,9 +134,7 @@ def test_a_shard_of_each_dataset_and_of_the_whole(tmp_path):
     write_rows(tmp_path / "rows.jsonl", questions(10))
     entry = {"path": "rows.jsonl", "type": "alpaca", "shards": 5, "shards_idx": 1}
     assert len(prepare(tmp_path, datasets=[entry]).train) == 2
-    halves = [
-        prepare(tmp_path, dataset_shard_num=2, dataset_shard_idx=idx).train for idx in (0, 1)
-    ]
+    halves = [prepare(tmp_path, dataset_shard_num=2, dataset_shard_idx=idx).train for idx in (0, 1)]
     rows = sorted(half.origin(i)[1] for half in halves for i in range(len(half)))
     assert rows == list(range(1, 11))
 
