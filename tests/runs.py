@@ -1,7 +1,7 @@
 """Tiny training runs: a plan, batches and a model small enough for a hundred runs a minute.
 
-    run = TinyRun(tmp_path, accumulation=2)
-    run.trainer().train()
+run = TinyRun(tmp_path, accumulation=2)
+run.trainer().train()
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from tiny import tiny_llama, tiny_tokenizer
 from torch import Tensor, nn
 
 from newtune.data.collate import collate
@@ -37,9 +36,11 @@ from newtune.plan.parts import (
     TrainingPlan,
 )
 from newtune.run_dir import RunDir
+from newtune.training.feed import TrainingData
 from newtune.training.metrics import read_metrics
-from newtune.training.trainer import NewtuneTrainer, TrainingData, build_trainer
+from newtune.training.trainer import NewtuneTrainer, build_trainer
 from newtune.types import IGNORE_INDEX, Batch, Example
+from tiny import tiny_llama, tiny_tokenizer
 
 PAD = 3
 

@@ -1,6 +1,7 @@
 """However a step is cut into micro-batches, the update is the same."""
 
 import pytest
+
 from runs import ListedBatches, TinyRun, assert_same, weights
 
 NUMBERS = [[n, n + 1] for n in range(0, 16, 2)]  # eight packs: two steps of four

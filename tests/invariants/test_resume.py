@@ -4,11 +4,11 @@ import os
 import signal
 
 import pytest
-from runs import TinyRun, assert_same, packed, weights
 from transformers import TrainerCallback
 
 from newtune.errors import TrainingError
 from newtune.training.stopping import Interrupted
+from runs import TinyRun, assert_same, packed, weights
 
 STEPS, STOP_AFTER = 6, 3
 

@@ -20,7 +20,7 @@ class OneDeviceArguments(TrainingArguments):
     @property
     def n_gpu(self) -> int:
         """Return 1 on a machine with GPUs, 0 without."""
-        return min(1, super().n_gpu)
+        return int(min(1, super().n_gpu))
 
 
 def training_arguments(plan: Plan, folder: Path) -> TrainingArguments:

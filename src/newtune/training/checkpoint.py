@@ -238,7 +238,7 @@ def intact_checkpoint(asked: Path) -> Path:
     """
     match = CHECKPOINT.fullmatch(asked.name)
     older = _older_than(asked, int(match[1])) if match else []
-    damages = []
+    damages: list[str] = []
     for checkpoint in [asked, *older]:
         damage = damage_of(checkpoint)
         if damage is None:
@@ -279,12 +279,14 @@ def load_weights(model: Model, checkpoint: Path) -> None:
         weights |= load_file(path)
     try:
         if isinstance(model, PeftModel):
-            result = set_peft_model_state_dict(model, weights, adapter_name=model.active_adapter)
+            result: Any = set_peft_model_state_dict(
+                model, weights, adapter_name=model.active_adapter
+            )
         else:
             result = model.load_state_dict(weights, strict=False)
     except (RuntimeError, KeyError) as error:
         raise TrainingError(f"{checkpoint} does not fit this model: {error}") from error
-    present = {name: parameter for name, parameter in model.named_parameters()}
+    present = dict(model.named_parameters())
     missing = [name for name in result.missing_keys if _is_trained(present.get(name))]
     if isinstance(model, PreTrainedModel):
         missing = [name for name in missing if not _is_tied(present, name, weights)]

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from newtune.training.feed import Examples
 from newtune.training.metrics import perplexity
 from newtune.types import IGNORE_INDEX, Batch, Example
 
@@ -91,7 +92,7 @@ def evaluate_loss(
 
 
 def generation_tasks(
-    examples: Sequence[Example], *, stop_ids: Sequence[int], limit: int | None
+    examples: Examples, *, stop_ids: Sequence[int], limit: int | None
 ) -> list[Task]:
     """Turn examples into questions: the last trained span of each is the expected answer.
 

@@ -53,8 +53,10 @@ def padding_tokens(batch: Batch, pad_id: int | None) -> int:
 
 @dataclass
 class Window:
-    """Sums over the steps since the last report; saved with a checkpoint, so that a resumed run
-    reports the same numbers."""
+    """Sums over the steps since the last report.
+
+    Saved with a checkpoint, so that a resumed run reports the same numbers.
+    """
 
     loss_sum: float = 0.0
     trained_tokens: int = 0

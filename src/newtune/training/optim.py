@@ -1,4 +1,4 @@
-"""Optimizers by name: which exist, what they need, their parameter groups, their state by name.
+"""Optimizers by name: which exist, what they need, and their parameter groups.
 
 Names of transformers' own table go through its door (`Trainer.get_optimizer_cls_and_kwargs`); the
 ones beside it are in `EXTRA`.
@@ -7,7 +7,7 @@ ones beside it are in `EXTRA`.
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,8 @@ from transformers.training_args import OptimizerNames
 from newtune.errors import ConfigError, Problem, SetupError
 from newtune.lookup import did_you_mean
 from newtune.plan.parts import OptimizerPlan
+from newtune.training.muon import Groups, muon_with_adamw
 
-Groups = list[dict[str, Any]]
 Build = Callable[[Groups, OptimizerPlan, nn.Module], Optimizer]
 
 
@@ -169,7 +169,9 @@ _WITHOUT_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"
 
 
 def _decayed_names(model: nn.Module) -> list[str]:
-    names: list[str] = get_parameter_names(model, [nn.LayerNorm], _WITHOUT_DECAY)
+    names: list[str] = get_parameter_names(  # type: ignore[no-untyped-call]
+        model, [nn.LayerNorm], _WITHOUT_DECAY
+    )
     return names
 
 
@@ -198,7 +200,8 @@ def _from_transformers(
 ) -> Optimizer:
     if NEEDS.get(name) in (GALORE, APOLLO):
         arguments.optim_target_modules = plan.arguments.get("target_modules", "all-linear")
-    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    network: Any = model
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, network)
     low_rank = options.pop("params", None)
     if low_rank is not None and plan.embedding_learning_rate is not None:
         raise _problem("embedding_lr", f"does not act with `optimizer: {name}`")
@@ -240,83 +243,9 @@ def _keep_embeddings_in_32_bit(model: nn.Module) -> None:
 # --- the ones beside transformers' table
 
 
-class Joined(Optimizer):
-    """Several optimizers, each over its own parameters, that act as one.
-
-    Their groups are shared, not copied: a schedule that sets `lr` here sets it there.
-    """
-
-    def __init__(self, parts: Sequence[Optimizer]) -> None:
-        self.parts = tuple(parts)
-        super().__init__([group for part in parts for group in part.param_groups], {})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Let every part make its step."""
-        for part in self.parts:
-            part.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the parts' states as one, parameters numbered through."""
-        state: dict[int, Any] = {}
-        groups: Groups = []
-        for part in self.parts:
-            own, offset = part.state_dict(), sum(len(group["params"]) for group in groups)
-            state |= {number + offset: value for number, value in own["state"].items()}
-            for group in own["param_groups"]:
-                groups.append({**group, "params": [n + offset for n in group["params"]]})
-        return {"state": state, "param_groups": groups}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Hand every part its share of what `state_dict` returned."""
-        groups = list(state_dict["param_groups"])
-        offset = 0
-        for part in self.parts:
-            own = [groups.pop(0) for _ in part.param_groups]
-            count = sum(len(group["params"]) for group in own)
-            part.load_state_dict(
-                {
-                    "state": {
-                        number - offset: value
-                        for number, value in state_dict["state"].items()
-                        if offset <= number < offset + count
-                    },
-                    "param_groups": [
-                        {**group, "params": [n - offset for n in group["params"]]} for group in own
-                    ],
-                }
-            )
-            offset += count
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-
 def _muon(groups: Groups, plan: OptimizerPlan, model: nn.Module) -> Optimizer:
-    """Muon for the hidden matrices, AdamW for embeddings, head, norms and biases.
-
-    Muon's update is scaled to AdamW's size, so that one learning rate serves both
-    (https://arxiv.org/abs/2502.16982); `optim_args: {adjust_lr_fn: original}` undoes it.
-    """
-    options = {"adjust_lr_fn": "match_rms_adamw", **plan.arguments}
-    allowed = _own_arguments(torch.optim.Muon, "muon", options)
-    matrices, others = _split_matrices(groups, _vocabulary_parameters(model))
-    parts: list[Optimizer] = []
-    if matrices:
-        parts.append(torch.optim.Muon(matrices, lr=plan.learning_rate, **allowed))
-    if others:
-        parts.append(_adamw(torch.optim.AdamW, others, plan, {}))
-    return Joined(parts)
-
-
-def _split_matrices(groups: Groups, vocabulary: set[int]) -> tuple[Groups, Groups]:
-    matrices, others = [], []
-    for group in groups:
-        hidden = [p for p in group["params"] if p.ndim == 2 and id(p) not in vocabulary]
-        rest = [p for p in group["params"] if p.ndim != 2 or id(p) in vocabulary]
-        if hidden:
-            matrices.append({**group, "params": hidden})
-        if rest:
-            others.append({**group, "params": rest})
-    return matrices, others
+    arguments = _own_arguments(torch.optim.Muon, "muon", plan.arguments)
+    return muon_with_adamw(groups, plan, arguments, vocabulary=_vocabulary_parameters(model))
 
 
 def _vocabulary_parameters(model: nn.Module) -> set[int]:
@@ -368,68 +297,6 @@ EXTRA: Mapping[str, Build] = {
     "ao_adamw_fp8": _adamw_of("torchao.optim", "AdamWFp8"),
     "came_pytorch": _came,
 }
-
-
-# --- state by parameter name
-
-
-def named_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
-    """Return the optimizer's state keyed by parameter name, so that any layout can read it.
-
-    `{"state": {name: {...}}, "param_groups": [{..., "params": [names]}]}`
-    """
-    names = _names_in_order(optimizer, model)
-    saved = optimizer.state_dict()
-    return {
-        "state": {names[number]: value for number, value in saved["state"].items()},
-        "param_groups": [
-            {**group, "params": [names[number] for number in group["params"]]}
-            for group in saved["param_groups"]
-        ],
-    }
-
-
-def load_named_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Restore what `named_state` returned; the order of parameters and groups may have changed.
-
-    Raises:
-        KeyError: a trained parameter without a group in `saved`.
-    """
-    names = _names_in_order(optimizer, model)
-    numbers = {name: number for number, name in enumerate(names)}
-    group_of = {name: group for group in saved["param_groups"] for name in group["params"]}
-    current = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {
-            "state": {
-                numbers[name]: value for name, value in saved["state"].items() if name in numbers
-            },
-            "param_groups": [
-                {**group_of[names[group["params"][0]]], "params": group["params"]}
-                for group in current
-            ],
-        }
-    )
-    _restore_dtypes(optimizer, dict(model.named_parameters()), saved["state"])
-
-
-def _names_in_order(optimizer: Optimizer, model: nn.Module) -> list[str]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def _restore_dtypes(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Any]
-) -> None:
-    # torch casts a restored state to its parameter's dtype; a float32 state of a bfloat16 weight
-    # (Adafactor) would lose bits, and the resumed run would differ.
-    parts: Iterable[Optimizer] = optimizer.parts if isinstance(optimizer, Joined) else [optimizer]
-    for part in parts:
-        for name, values in saved.items():
-            state = part.state.get(parameters[name]) if name in parameters else None
-            for key, value in values.items():
-                if state and isinstance(value, torch.Tensor) and state[key].dtype != value.dtype:
-                    state[key] = value.to(state[key].device)
 
 
 def _problem(path: str, message: str) -> ConfigError:

@@ -47,7 +47,8 @@ def cosine_with_restarts(
 
 def polynomial(progress: float, *, power: float = 1.0, min_lr_ratio: float = 0.0) -> float:
     """Fall as `(1 - progress) ** power` to `min_lr_ratio`."""
-    return min_lr_ratio + (1.0 - min_lr_ratio) * (1.0 - min(progress, 1.0)) ** power
+    left: float = (1.0 - min(progress, 1.0)) ** power
+    return min_lr_ratio + (1.0 - min_lr_ratio) * left
 
 
 def rex(progress: float, *, min_lr_ratio: float = 0.0) -> float:
@@ -95,11 +96,11 @@ SHAPES: Mapping[str, Shape] = {
 }
 """The schedules that depend on progress alone; `inverse_sqrt` depends on the step itself."""
 
-REFUSED: Mapping[str, str] = {
-    name: "it follows the evaluation, not the step, so that a resumed run would differ; "
-    "use cosine or linear with `early_stopping_patience`"
-    for name in ("reduce_lr_on_plateau", "greedy")
-}
+REFUSED: Mapping[str, str] = dict.fromkeys(
+    ("reduce_lr_on_plateau", "greedy"),
+    "it follows the evaluation, not the step, so that a resumed run would differ; "
+    "use cosine or linear with `early_stopping_patience`",
+)
 
 WITHOUT_FLOOR = frozenset({"constant", "constant_with_warmup", "inverse_sqrt"})
 

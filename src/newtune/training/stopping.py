@@ -18,7 +18,7 @@ from newtune.logs import notice
 from newtune.plan.parts import Plan
 
 
-class Interrupted(TrainingError):
+class Interrupted(TrainingError):  # noqa: N818 (it is not an error to obey)
     """The run was asked to stop; a checkpoint is saved and the message says how to go on."""
 
 

@@ -11,11 +11,11 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
 from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -43,8 +43,10 @@ from newtune.training.evaluation import (
     evaluate_loss,
     generation_tasks,
 )
+from newtune.training.feed import TrainingData, loader
 from newtune.training.metrics import Meter, MeterClock, MetricsFile, TokenCounts, count_tokens
-from newtune.training.optim import build_optimizer, load_named_state, named_state
+from newtune.training.optim import build_optimizer
+from newtune.training.optimizer_state import load_named_state, named_state
 from newtune.training.progress import ProgressDisplay
 from newtune.training.schedules import learning_rate_share
 from newtune.training.stopping import (
@@ -53,37 +55,7 @@ from newtune.training.stopping import (
     out_of_memory,
     require_finite,
 )
-from newtune.types import Batch, Example
-
-
-class Batches(Protocol):
-    """Ready micro-batches in order."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        ...
-
-    def __getitem__(self, index: int) -> Batch:
-        """Return micro-batch `index`."""
-        ...
-
-
-class TrainBatches(Batches, Protocol):
-    """The micro-batches of the whole run."""
-
-    def rows_of(self, index: int) -> Sequence[int]:
-        """Return the indices of the examples in micro-batch `index`."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a run is fed with."""
-
-    train: TrainBatches
-    evaluation: Batches | None = None
-    eval_examples: Sequence[Example] = ()
-    """The held-out examples, for `eval_generate`."""
+from newtune.types import Batch
 
 
 class GenerateGreedy(Protocol):
@@ -223,6 +195,7 @@ class NewtuneTrainer(Trainer):
         console: Console,
     ) -> None:
         self.plan = plan
+        self.network = model
         self.tokenizer = tokenizer
         self.data = data
         self.run_dir = run_dir
@@ -283,9 +256,9 @@ class NewtuneTrainer(Trainer):
 
     def train(
         self,
-        resume_from_checkpoint: str | Path | None = None,
-        trial: None = None,
-        ignore_keys_for_eval: None = None,
+        resume_from_checkpoint: Any = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Train from the start, or on from a checkpoint, to the end of the plan.
 
@@ -314,7 +287,7 @@ class NewtuneTrainer(Trainer):
             raise out_of_memory(error, self.plan, step=step, doing=self._doing) from error
         finally:
             self._leave()
-        self.optimizer.eval()  # schedule-free optimizers hold two sets of weights
+        self._prepared_optimizer().eval()  # schedule-free optimizers hold two sets of weights
         return output
 
     def _leave(self) -> None:
@@ -326,21 +299,8 @@ class NewtuneTrainer(Trainer):
     # --- data
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
-        """Return the run's micro-batches in order; resuming skips indices, not loaded batches."""
-        return self._loader(self.data.train)
-
-    def _loader(self, batches: Batches) -> DataLoader[Batch]:
-        return DataLoader(
-            batches,  # type: ignore[arg-type]
-            batch_size=1,
-            shuffle=False,
-            collate_fn=_the_only_one,
-            num_workers=self.args.dataloader_num_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            pin_memory=self.args.dataloader_pin_memory,
-            # a generator of its own, so that making an iterator leaves the run's randomness alone
-            generator=torch.Generator().manual_seed(self.args.seed),
-        )
+        """Return the run's micro-batches in order."""
+        return loader(self.data.train, self.args)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
         """Count the trained tokens of the whole step, which the loss is divided by."""
@@ -351,7 +311,8 @@ class NewtuneTrainer(Trainer):
     # --- loss, gradient, update
 
     def autocast_smart_context_manager(
-        self, cache_enabled: bool | None = True
+        self,
+        cache_enabled: bool | None = True,  # noqa: FBT001, FBT002 (the library's signature)
     ) -> contextlib.AbstractContextManager[Any]:
         """Return the autocast of bf16; that of fp16 is accelerate's, with the gradient scaler."""
         if self.plan.model.precision.autocast != "bfloat16":
@@ -361,19 +322,20 @@ class NewtuneTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,  # noqa: FBT001, FBT002 (the Trainer's signature)
-        num_items_in_batch: int | None = None,
+        inputs: Any,
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 (the library's signature)
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Return the micro-batch's share of the step's loss, in nats per trained token."""
         loss_sum, count = self.loss_sum(model, inputs)
         self._micro_losses.append(loss_sum.detach())
         self._micro_counts.append(count.detach())
+        assert num_items_in_batch is not None
         return loss_sum / num_items_in_batch
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
         """Return the gradient's norm before clipping, once the step is known to be sound."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         values = [torch.as_tensor(value) for value in (*self._micro_losses, *self._micro_counts)]
         values.append(torch.as_tensor(norm))
         # one wait for the device per step
@@ -408,10 +370,16 @@ class NewtuneTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the plan's optimizer over the trained parameters."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(
-                self.plan.training.optimizer, model or self.model, self.args
-            )
+            self.optimizer = build_optimizer(self.plan.training.optimizer, self.network, self.args)
         return self.optimizer
+
+    def _prepared_optimizer(self) -> AcceleratedOptimizer:
+        assert isinstance(self.optimizer, AcceleratedOptimizer)
+        return self.optimizer
+
+    def _schedule(self) -> LRScheduler:
+        assert self.lr_scheduler is not None
+        return self.lr_scheduler
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: Optimizer | None = None
@@ -419,11 +387,11 @@ class NewtuneTrainer(Trainer):
         """Make the plan's schedule, which multiplies the rate of each group."""
         if self.lr_scheduler is None:
             share = learning_rate_share(self.plan.training.schedule, num_training_steps)
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
+            self.lr_scheduler = LambdaLR(optimizer or self._prepared_optimizer(), share)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def floating_point_ops(self, inputs: Batch) -> int:
+    def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: the plan counts operations, and counting here costs time per batch."""
         return 0
 
@@ -440,8 +408,8 @@ class NewtuneTrainer(Trainer):
     def training_step(
         self,
         model: nn.Module,
-        inputs: Batch,
-        num_items_in_batch: int | None = None,
+        inputs: Any,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Run one micro-batch forward and backward."""
         self._doing = "training"
@@ -452,8 +420,8 @@ class NewtuneTrainer(Trainer):
 
     def evaluate(
         self,
-        eval_dataset: None = None,
-        ignore_keys: None = None,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Measure what is due after the current step: loss, answers, or both.
@@ -464,7 +432,7 @@ class NewtuneTrainer(Trainer):
         metrics: dict[str, float] = {}
         with self._evaluating():
             if self.data.evaluation and (step in self._loss_steps or not self.is_in_train):
-                metrics |= evaluate_loss(self.model, self._eval_batches(), self.loss_sum)
+                metrics |= evaluate_loss(self.network, self._eval_batches(), self.loss_sum)
             if self.tasks and (step in self._generation_steps or not self.is_in_train):
                 metrics |= self._answer_all(step)
         metrics["eval_runtime"] = round(time.monotonic() - started, 3)
@@ -477,21 +445,21 @@ class NewtuneTrainer(Trainer):
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        self._doing, was_training = "evaluating", self.model.training
-        self.model.eval()
-        if self.optimizer is not None:
+        self._doing, was_training = "evaluating", self.network.training
+        self.network.eval()
+        if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.eval()
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 yield
         finally:
-            self.model.train(was_training)
+            self.network.train(was_training)
 
     def _eval_batches(self) -> Iterable[Batch]:
         if self.data.evaluation is None:
             return
-        for batch in self._loader(self.data.evaluation):
-            yield self._prepare_inputs(batch)
+        for batch in loader(self.data.evaluation, self.args):
+            yield cast("Batch", self._prepare_inputs({**batch}))
 
     def _answer_all(self, step: int) -> dict[str, float]:
         if self.answer is None:
@@ -499,13 +467,13 @@ class NewtuneTrainer(Trainer):
         answer = self.answer
         result = evaluate_generation(
             self.tasks,
-            lambda prompts: answer(self.model, self.tokenizer, prompts),
-            lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+            lambda prompts: answer(self.network, self.tokenizer, prompts),
+            lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
         )
         self.generations[step] = result
         return {"eval_exact_match": result.exact_match, "eval_answers": len(result.samples)}
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: None) -> bool:
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Tell whether this is the best evaluation yet, and have it saved if the plan wants it."""
         if self.plan.training.evaluation.best_metric not in metrics:
             return False
@@ -517,7 +485,7 @@ class NewtuneTrainer(Trainer):
 
     # --- checkpoints
 
-    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a complete checkpoint or none."""
         step, save = self.state.global_step, self.plan.training.save
         # a run that is stopped by a signal must be able to go on
@@ -529,8 +497,8 @@ class NewtuneTrainer(Trainer):
         with checkpoints.written_aside(
             root, step, position=position, resumable=resumable
         ) as folder:
-            self.optimizer.eval()
-            checkpoints.save_weights(self.model, folder)
+            self._prepared_optimizer().eval()
+            checkpoints.save_weights(self.network, folder)
             self.tokenizer.save_pretrained(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
             if resumable:
@@ -540,10 +508,11 @@ class NewtuneTrainer(Trainer):
 
     def _save_run_state(self, folder: Path) -> None:
         checkpoints.write_tensors(
-            folder / checkpoints.OPTIMIZER_FILE, named_state(self.optimizer, self.model)
+            folder / checkpoints.OPTIMIZER_FILE,
+            named_state(self._prepared_optimizer(), self.network),
         )
         checkpoints.write_tensors(
-            folder / checkpoints.SCHEDULER_FILE, self.lr_scheduler.state_dict()
+            folder / checkpoints.SCHEDULER_FILE, self._schedule().state_dict()
         )
         self._save_scaler(str(folder))
         checkpoints.save_random_states(folder / checkpoints.RNG_FILE)
@@ -554,7 +523,7 @@ class NewtuneTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         """Load the weights, and nothing less than all of them."""
-        checkpoints.load_weights(self.model, Path(resume_from_checkpoint))
+        checkpoints.load_weights(self.network, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the optimizer by parameter name, the schedule, and what our callbacks remember."""
@@ -567,8 +536,8 @@ class NewtuneTrainer(Trainer):
         saved = torch.load(
             folder / checkpoints.OPTIMIZER_FILE, map_location="cpu", weights_only=True
         )
-        load_named_state(self.optimizer.optimizer, self.model, saved)
-        self.lr_scheduler.load_state_dict(
+        load_named_state(self._prepared_optimizer().optimizer, self.network, saved)
+        self._schedule().load_state_dict(
             torch.load(folder / checkpoints.SCHEDULER_FILE, weights_only=True)
         )
         remembered = json.loads((folder / checkpoints.STATE_FILE).read_text(encoding="utf-8"))
@@ -583,7 +552,7 @@ class NewtuneTrainer(Trainer):
         if damage is not None:
             raise TrainingError(f"the best checkpoint cannot be loaded: {damage}")
         notice(f"the best checkpoint is loaded: {best} ({self.state.best_metric:.4g})")
-        checkpoints.load_weights(self.model, best)
+        checkpoints.load_weights(self.network, best)
 
 
 def _generation_steps(plan: Plan, *, with_tasks: bool) -> frozenset[int]:
@@ -593,7 +562,3 @@ def _generation_steps(plan: Plan, *, with_tasks: bool) -> frozenset[int]:
     if evaluation.generate_at_steps is not None:
         return evaluation.generate_at_steps
     return evaluation.at_steps | {0, plan.training.steps.total_steps}
-
-
-def _the_only_one(batches: list[Batch]) -> Batch:
-    return batches[0]
