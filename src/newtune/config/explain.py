@@ -1,11 +1,12 @@
 """Problems and keys in the words of the command line."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from newtune.config.keys import KeyInfo, all_keys, generic
-from newtune.errors import ConfigError, Problem
-from newtune.lookup import nearest
+from newtune.errors import Problem
+
+if TYPE_CHECKING:
+    from newtune.config.keys import KeyInfo
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
@@ -19,25 +20,7 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
     return paragraphs
 
 
-def find_key(name: str) -> list[KeyInfo]:
-    """Return what is known about a key; several for a name that stands in several places.
-
-    Raises:
-        ConfigError: there is no such key; the nearest is named.
-    """
-    keys = all_keys()
-    exact = keys.get(generic(name))
-    if exact:
-        return [exact]
-    below = [info for key, info in keys.items() if key.rsplit(".", 1)[-1] == name.replace("-", "_")]
-    if below:
-        return below
-    match = nearest(generic(name), keys) or nearest(name.rsplit(".", 1)[-1], keys)
-    hint = f"Did you mean `{match}`?" if match else "`newtune schema --markdown` lists all keys."
-    raise ConfigError([Problem(name, "there is no such key", hint)])
-
-
-def key_lines(info: KeyInfo) -> list[tuple[str, str]]:
+def key_lines(info: "KeyInfo") -> list[tuple[str, str]]:
     """Return (label, text) pairs that describe a key."""
     status = f"{info.status}: {info.reason}" if info.reason else info.status
     pairs = [

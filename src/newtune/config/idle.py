@@ -5,9 +5,9 @@ A row names keys (or patterns of them), and what has to hold for them to act.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
+from newtune.config.patterns import matches
 from newtune.config.rules import has_held_out_data
 from newtune.config.run import RunConfig, is_off
 
@@ -163,7 +163,7 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
     notices: dict[str, str] = {}
     for key in _given_keys(config):
         for idle in IDLE:
-            named = any(fnmatchcase(key, pattern) for pattern in idle.keys)
+            named = any(matches(key, pattern) for pattern in idle.keys)
             if named and not idle.acts(config):
                 notices.setdefault(key, f"`{key}` has no effect in this run: {idle.because}.")
     return notices

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, Literal
 
@@ -11,9 +10,12 @@ from newtune.config.kinds import describe
 from newtune.config.later import why_later
 from newtune.config.legacy import OldDatasetSpellings, OldSpellings
 from newtune.config.noop import NO_OPS
+from newtune.config.patterns import matches
 from newtune.config.rules import RULES
 from newtune.config.run import SECTIONS
 from newtune.config.section import Section
+from newtune.errors import ConfigError, Problem
+from newtune.lookup import nearest
 
 Status = Literal["acts", "translated", "no-op", "refused"]
 
@@ -39,7 +41,10 @@ def all_keys() -> Mapping[str, KeyInfo]:
     found: dict[str, KeyInfo] = {}
     for section, cls in SECTIONS.items():
         found |= {info.name: info for info in _keys_of(cls, section, "")}
-    old_keys = [("", OldSpellings), ("datasets.*.", OldDatasetSpellings)]
+    old_keys: list[tuple[str, type[Section]]] = [
+        ("", OldSpellings),
+        ("datasets.*.", OldDatasetSpellings),
+    ]
     for prefix, old in old_keys:
         for key in old.key_names():
             found[f"{prefix}{key}"] = _info(old, "old spellings", prefix, key)
@@ -60,6 +65,24 @@ def generic(key: str) -> str:
     if len(parts) > 1 and parts[0] in ("test_datasets", "pretraining_dataset"):
         parts[0] = "datasets"
     return ".".join(parts)
+
+
+def find_key(name: str) -> list[KeyInfo]:
+    """Return what is known about a key; several for a name that stands in several places.
+
+    Raises:
+        ConfigError: there is no such key; the nearest is named.
+    """
+    keys = all_keys()
+    exact = keys.get(generic(name))
+    if exact:
+        return [exact]
+    below = [info for key, info in keys.items() if key.rsplit(".", 1)[-1] == name.replace("-", "_")]
+    if below:
+        return below
+    match = nearest(generic(name), keys) or nearest(name.rsplit(".", 1)[-1], keys)
+    hint = f"Did you mean `{match}`?" if match else "`newtune schema --markdown` lists all keys."
+    raise ConfigError([Problem(name, "there is no such key", hint)])
 
 
 def _keys_of(cls: type[Section], section: str, prefix: str) -> Iterator[KeyInfo]:
@@ -90,14 +113,16 @@ def _concerns(sentence: str, name: str) -> bool:
 def _status(cls: type[Section], name: str) -> tuple[Status, str]:
     if cls in (OldSpellings, OldDatasetSpellings):
         return "translated", ""
+    if name == "plugins":
+        return "no-op", "a plugin is answered by what newtune does itself, or refused by name"
     if name in NO_OPS:
         return "no-op", NO_OPS[name].notice
     parts = name.split(".")
     for length in range(1, len(parts) + 1):
         later = why_later(".".join(parts[:length]))
-        if later and not later.harmless:
+        if later and not later.some_values_act:
             return "refused", later.missing
     for idle in IDLE:
-        if idle.acts is never and any(fnmatchcase(name, pattern) for pattern in idle.keys):
+        if idle.acts is never and any(matches(name, pattern) for pattern in idle.keys):
             return "no-op", idle.because
     return "acts", ""

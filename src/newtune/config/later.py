@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
+from newtune.config.patterns import matches
 from newtune.config.run import RunConfig, is_off
 from newtune.config.section import Section
 from newtune.errors import Problem
@@ -12,10 +12,11 @@ from newtune.errors import Problem
 
 @dataclass(frozen=True)
 class Later:
-    """What is missing, and the values of a key that need nothing of it."""
+    """What is missing, and the values of a key that ask for nothing of it."""
 
     missing: str
     harmless: tuple[Any, ...] = ()
+    some_values_act: bool = False
 
 
 _QUANTISED = Later("quantised base models are not available yet")
@@ -51,14 +52,21 @@ _METRICS = Later("this way of reporting is not available yet")
 _ORDER = Later("this order of the data is not available yet")
 _DATA = Later("this reading of data is not available yet")
 
+BNB_DEFAULTS: Mapping[str, Any] = {
+    "llm_int8_has_fp16_weight": False,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
+
 LATER: Mapping[str, Later] = {
     "load_in_8bit": _QUANTISED,
     "load_in_4bit": _QUANTISED,
     "gptq": _QUANTISED,
+    "bnb_config_kwargs": Later(_QUANTISED.missing, (BNB_DEFAULTS,)),
     "quantize_moe_experts": _QUANTISED,
     "model_quantization_config": _QUANTISED,
     "qlora_sharded_model_loading": _QUANTISED,
-    "adapter": Later(_QUANTISED.missing, ("lora",)),
+    "adapter": Later(_QUANTISED.missing, ("lora",), some_values_act=True),
     "qat": _QAT,
     "quantization": _QAT,
     "llmcompressor": _QAT,
@@ -77,7 +85,7 @@ LATER: Mapping[str, Later] = {
     "use_kernels": _KERNELS,
     "torch_compile*": _COMPILE,
     "flex_attn_compile_kwargs": _COMPILE,
-    "peft.loftq_config.*": _LOFTQ,
+    "peft.loftq_config": _LOFTQ,
     "loraplus_*": _LORA_PLUS,
     "relora*": _RELORA,
     "jagged_restart_*": _RELORA,
@@ -188,7 +196,7 @@ def why_later(key: str) -> Later | None:
     """Return what is missing for a dotted key, or None for one that newtune honours."""
     if key in LATER:
         return LATER[key]
-    return next((later for pattern, later in LATER.items() if fnmatchcase(key, pattern)), None)
+    return next((later for pattern, later in LATER.items() if matches(key, pattern)), None)
 
 
 def refused_keys(config: RunConfig) -> list[Problem]:

@@ -16,7 +16,8 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of the flat YAML."""
     properties: dict[str, Any] = {}
     definitions: dict[str, Any] = {}
-    for cls in (*SECTIONS.values(), OldSpellings):
+    sections: tuple[type[Section], ...] = (*SECTIONS.values(), OldSpellings)
+    for cls in sections:
         schema = cls.model_json_schema(ref_template="#/$defs/{model}")
         definitions |= schema.get("$defs", {})
         properties |= _properties(cls, schema["properties"])

@@ -1,0 +1,57 @@
+"""Print with rich: problems, notices, keys."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from newtune.config.explain import problem_lines
+from newtune.errors import ConfigError, NewtuneError
+
+
+def show_error(error: NewtuneError) -> None:
+    """Print an error of the user's to stderr, without a traceback."""
+    console = _stderr()
+    if not isinstance(error, ConfigError):
+        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
+        return
+    for paragraph in problem_lines(error.problems):
+        head, _, rest = paragraph.partition("\n")
+        console.print(Text(head, style="bold"), soft_wrap=True)
+        console.print(Text(rest), soft_wrap=True)
+    count = len(error.problems)
+    console.print(f"[bold red]{count} problem{'s' if count > 1 else ''}[/]")
+
+
+def show_interrupted() -> None:
+    """Say that Ctrl-C ended the command."""
+    _stderr().print("[yellow]interrupted[/]")
+
+
+def show_notices(notices: Iterable[str]) -> None:
+    """Print what was translated or has no effect, to stderr."""
+    for text in notices:
+        _stderr().print(f"[yellow]notice[/] {escape(text)}", soft_wrap=True)
+
+
+def show_valid(path: str, notices: int) -> None:
+    """Say that a configuration can be used."""
+    said = f" ({notices} notice{'s' if notices > 1 else ''})" if notices else ""
+    Console().print(f"[green]valid[/] {escape(path)}{said}", soft_wrap=True)
+
+
+def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print labelled lines: `default  0.05`."""
+    width = max(len(label) for label, _ in pairs)
+    for label, text in pairs:
+        Console().print(f"[dim]{label:<{width}}[/]  {escape(text)}")
+
+
+def show_text(text: str) -> None:
+    """Print text as it is, for files and pipes."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False)
