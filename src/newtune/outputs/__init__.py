@@ -1,0 +1,1 @@
+"""What a run leaves behind: weights, the merged model and its proof, report and model card."""

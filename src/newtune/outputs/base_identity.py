@@ -1,0 +1,64 @@
+"""Tell whether a base model is the one that an adapter was trained on."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+SAMPLED_VALUES = 64
+"""Values hashed of every tensor, its first ones: grown embedding rows stand at the end."""
+
+MUTATING_INITS = ("pissa", "olora", "corda", "loftq")
+"""Initialisations that change the base weights of the adapted layers (by SVD or QR, which differ
+in the last bit from one machine to the next): those layers are left out of the comparison."""
+
+TRAINED_PARTS = ("lora_", "modules_to_save", "trainable_tokens_")
+WRAPPERS = frozenset({"base_layer", "original_module", "token_adapter"})
+"""How PEFT names the adapter's own parameters, and what it puts into the names of the base's."""
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """Where a base came from, and a hash of its weights as the training saw them."""
+
+    source: str
+    revision: str | None
+    dtype: str
+    weights: str
+    """sha256 over name, shape and first values of every tensor that the adapter does not train."""
+
+
+def identify_base(model: PeftModel, *, source: str, revision: str | None) -> BaseIdentity:
+    """Return the identity of the base below an adapter; the adapter itself has no part in it."""
+    digest = hashlib.sha256()
+    dtypes = set()
+    for name, tensor in sorted(_base_tensors(model)):
+        values = tensor.detach().flatten()[:SAMPLED_VALUES].cpu()
+        dtypes.add(str(tensor.dtype).removeprefix("torch."))
+        digest.update(f"{name} {tuple(tensor.shape[1:])} {tensor.dtype}".encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return BaseIdentity(source, revision, "+".join(sorted(dtypes)), digest.hexdigest())
+
+
+def _base_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    skipped = _mutated_layers(model)
+    for name, tensor in model.get_base_model().named_parameters(remove_duplicate=False):
+        parts = name.split(".")
+        if any(part.startswith(TRAINED_PARTS) for part in parts):
+            continue
+        plain = ".".join(part for part in parts if part not in WRAPPERS)
+        if not any(plain.startswith(f"{layer}.") for layer in skipped):
+            yield plain, tensor
+
+
+def _mutated_layers(model: PeftModel) -> tuple[str, ...]:
+    config = model.peft_config["default"]
+    init = config.init_lora_weights if isinstance(config, LoraConfig) else True
+    if not (isinstance(init, str) and init.startswith(MUTATING_INITS)):
+        return ()
+    modules = model.get_base_model().named_modules()
+    return tuple(name for name, module in modules if isinstance(module, BaseTunerLayer))

@@ -1,0 +1,364 @@
+"""Compare a merged model, as it lies on the disk, with the base + adapter that it was made from.
+
+Three models answer the same held-out sequences, one model in memory at a time:
+
+    adapter   base + adapter as trained: the base in the dtype of the training, the adapter as saved
+    base      the same with the adapter switched off
+    merged    what a user will load
+
+All three compute in float32 whatever dtype their weights are stored in, so the numbers show what
+merging and rounding did to the weights, and not the noise of 16-bit arithmetic. Compared are the
+predictions of the trained tokens (teacher-forced): that is where the adapter was taught to differ.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from newtune.errors import ExportError
+from newtune.plan.parts import Dtype
+from newtune.types import IGNORE_INDEX, Example
+
+KEPT_LOGITS_BYTES = 512 << 20
+"""Memory for the logits of adapter and base while the merged model loads."""
+
+POSITIONS_PER_ROW = 128
+TOKENS_PER_FORWARD = 2048
+POSITIONS_PER_FORWARD = 512
+POSITIONS_PER_CHUNK = 64
+"""Predictions compared at a time; in float64, so that a KL of 1e-10 is not lost in rounding."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a merge must keep to be called the same model."""
+
+    kl_share: float
+    """Most that KL(adapter‖merged) may be, as a share of KL(adapter‖base)."""
+    equal_greedy: float
+    """Least share of positions where both prefer the same token."""
+
+
+BOUNDS: Mapping[Dtype, Bound] = {
+    # Nothing is rounded but the sum itself (24 bits), so only the order of additions differs.
+    "float32": Bound(kl_share=1e-4, equal_greedy=0.999),
+    # 11 bits: eight times finer than bfloat16; KL falls with the square of the rounding.
+    "float16": Bound(kl_share=1e-3, equal_greedy=0.995),
+    # 8 bits: each merged weight is off by up to 1/512 of itself. Where that is no small part of
+    # what the adapter changed, the merge is refused: ask for float32 or train longer.
+    "bfloat16": Bound(kl_share=1e-2, equal_greedy=0.99),
+}
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """How close the merged model is to base + adapter; KL in nats per predicted token."""
+
+    rows: int
+    positions: int
+    """Predictions of trained tokens that were compared."""
+    source: str
+    """Where the rows come from."""
+    dtype: Dtype
+    """Of the merged weights."""
+    largest_logit_difference: float
+    kl_merged: float
+    """Mean KL(adapter‖merged)."""
+    kl_base: float
+    """Mean KL(adapter‖base)."""
+    equal_greedy: float
+    """Share of positions where adapter and merged prefer the same token."""
+    equal_greedy_base: float
+    """The same of adapter and base: how much the adapter changes."""
+    largest_difference_to_base: float
+    """Of the merged model's logits."""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the merged model may be used in place of base + adapter."""
+        return not self.problems
+
+    @property
+    def kl_share(self) -> float:
+        """Return KL(adapter‖merged) as a share of KL(adapter‖base)."""
+        return self.kl_merged / self.kl_base if self.kl_base else float("inf")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what verification.json holds: the numbers, the bound and the verdict."""
+        verdict = {"passed": self.passed, "kl_share": self.kl_share}
+        return {**verdict, **asdict(self), "bound": asdict(BOUNDS[self.dtype])}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What base + adapter and the bare base predict, kept while the merged model is loaded."""
+
+    examples: tuple[Example, ...]
+    adapter: list[Float[Tensor, "positions vocab"]]
+    base: list[Float[Tensor, "positions vocab"]]
+    source: str
+
+
+def verify_merge(
+    load_trained: Callable[[], PeftModel],
+    load_merged: Callable[[], PreTrainedModel],
+    examples: Sequence[Example],
+    *,
+    dtype: Dtype,
+    source: str = "held-out rows",
+) -> MergeReport:
+    """Return the comparison of both models; `report.passed` is the verdict.
+
+    Loads one after the other: base + adapter, unmerged, then the merged model from its folder.
+
+    Raises:
+        ExportError: no row has a trained token to compare.
+    """
+    trained = load_trained()
+    reference = read_reference(trained, examples, source=source)
+    del trained
+    return compare_merged(reference, load_merged(), dtype=dtype)
+
+
+def read_reference(
+    trained: PeftModel, examples: Sequence[Example], *, source: str = "held-out rows"
+) -> Reference:
+    """Return what base + adapter and the bare base predict for as many rows as memory is given to.
+
+    Raises:
+        ExportError: no row has a trained token to compare.
+    """
+    vocabulary = trained.get_output_embeddings().weight.shape[0]
+    chosen = choose_examples(examples, most=KEPT_LOGITS_BYTES // (2 * 4 * vocabulary))
+    if not chosen:
+        raise ExportError(
+            f"the merge cannot be verified: no trained token among the {len(examples)} {source}. "
+            "Give rows to compare on (`val_set_size` or `test_datasets`)."
+        )
+    adapter = list(trained_logits(trained, chosen))
+    with trained.disable_adapter():
+        base = list(trained_logits(trained, chosen))
+    return Reference(tuple(chosen), adapter, base, source)
+
+
+def compare_merged(reference: Reference, merged: PreTrainedModel, *, dtype: Dtype) -> MergeReport:
+    """Return the merged model's distance from base + adapter, with every bound it breaks."""
+    sums = _Sums()
+    predictions = trained_logits(merged, reference.examples)
+    for adapter, base, logits in zip(reference.adapter, reference.base, predictions, strict=True):
+        if logits.shape != adapter.shape:
+            raise ExportError(
+                f"the merged model predicts {logits.shape[-1]} tokens, base + adapter "
+                f"{adapter.shape[-1]}: the embeddings were not grown alike"
+            )
+        for start in range(0, len(logits), POSITIONS_PER_CHUNK):
+            part = slice(start, start + POSITIONS_PER_CHUNK)
+            sums.add(adapter[part].double(), base[part].double(), logits[part].double())
+    report = MergeReport(
+        rows=len(reference.examples),
+        positions=sums.positions,
+        source=reference.source,
+        dtype=dtype,
+        largest_logit_difference=sums.largest,
+        kl_merged=sums.kl_merged / sums.positions,
+        kl_base=sums.kl_base / sums.positions,
+        equal_greedy=sums.equal / sums.positions,
+        equal_greedy_base=sums.equal_base / sums.positions,
+        largest_difference_to_base=sums.largest_to_base,
+    )
+    return MergeReport(**{**asdict(report), "problems": tuple(broken_bounds(report))})
+
+
+def broken_bounds(report: MergeReport) -> Iterator[str]:
+    """Yield what is wrong with a merge, in words; nothing when it is right."""
+    bound = BOUNDS[report.dtype]
+    if not np.isfinite([report.largest_logit_difference, report.kl_merged, report.kl_base]).all():
+        yield "the logits are not finite"
+        return
+    if report.kl_base == 0:
+        yield "the adapter changes nothing: base + adapter predicts exactly what the base does"
+        return
+    if report.largest_difference_to_base == 0:
+        yield "the merged model predicts exactly what the base does: the adapter was lost"
+    if report.kl_share > bound.kl_share:
+        yield (
+            f"KL(adapter‖merged) is {report.kl_merged:.3g}, {report.kl_share:.2%} of "
+            f"KL(adapter‖base) {report.kl_base:.3g}; at most {bound.kl_share:.2%} is allowed in "
+            f"{report.dtype}"
+        )
+    if report.equal_greedy < bound.equal_greedy:
+        yield (
+            f"{report.equal_greedy:.2%} of the greedy tokens are equal; at least "
+            f"{bound.equal_greedy:.1%} are asked for in {report.dtype}"
+        )
+
+
+def choose_examples(examples: Sequence[Example], *, most: int) -> list[Example]:
+    """Return rows in order, with their trained positions thinned out, up to `most` predictions."""
+    chosen: list[Example] = []
+    for index in range(len(examples)):
+        example = _thinned(examples[index], most=min(most, POSITIONS_PER_ROW))
+        if len(predicting(example)):
+            chosen.append(example)
+        most -= len(predicting(example))
+        if most <= 0:
+            break
+    return chosen
+
+
+def predicting(example: Example) -> NDArray[np.intp]:
+    """Return the positions whose prediction is a trained token: one before each of them."""
+    return np.flatnonzero(example.labels[1:] != IGNORE_INDEX)
+
+
+@torch.no_grad()
+def trained_logits(
+    model: PreTrainedModel | PeftModel, examples: Sequence[Example]
+) -> Iterator[Float[Tensor, "positions vocab"]]:
+    """Yield each batch's predictions of trained tokens in float32 on the CPU, rows in given order.
+
+    Rows are padded at the right without a mask: in a causal model nothing real sees the padding.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with float32_arithmetic(model):
+        for group in _batches(examples):
+            width = max(len(example.input_ids) for example in group)
+            ids = np.zeros((len(group), width), dtype=np.int64)
+            for row, example in enumerate(group):
+                ids[row, : len(example.input_ids)] = example.input_ids
+            wanted = [predicting(example) for example in group]
+            rows = torch.from_numpy(np.repeat(np.arange(len(group)), [len(w) for w in wanted]))
+            columns = torch.from_numpy(np.concatenate(wanted))
+            with only_positions(model, rows.to(device), columns.to(device)):
+                output = model(input_ids=torch.from_numpy(ids).to(device), use_cache=False)
+            yield output.logits[0].float().cpu()
+    model.train(was_training)
+
+
+@contextmanager
+def only_positions(
+    model: PreTrainedModel | PeftModel, rows: Tensor, columns: Tensor
+) -> Iterator[None]:
+    """Let the output head see only these positions, so logits are [1, positions, vocab]."""
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][rows, columns][None], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def float32_arithmetic(model: nn.Module) -> Iterator[None]:
+    """Compute in float32 over weights stored in 16 bit: one module at a time is widened.
+
+    Every module that holds 16-bit parameters of its own gets them in float32 for the time of its
+    forward, and the stored ones back afterwards, bit for bit.
+    """
+    narrow = {torch.bfloat16, torch.float16}
+    with ExitStack() as stack:
+        for module in model.modules():
+            own = [p for p in module.parameters(recurse=False) if p.dtype in narrow]
+            if own:
+                stack.enter_context(_widened(module, own))
+        yield
+
+
+@contextmanager
+def _widened(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    stored: list[Tensor] = []
+
+    def widen(*_: Any) -> None:
+        stored[:] = [parameter.data for parameter in parameters]
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+
+    def restore(*_: Any) -> None:
+        for parameter, data in zip(parameters, stored, strict=True):
+            parameter.data = data
+        stored.clear()
+
+    before = module.register_forward_pre_hook(widen)
+    after = module.register_forward_hook(restore, always_call=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+@dataclass
+class _Sums:
+    """Running sums over positions."""
+
+    positions: int = 0
+    kl_merged: float = 0.0
+    kl_base: float = 0.0
+    equal: int = 0
+    equal_base: int = 0
+    largest: float = 0.0
+    largest_to_base: float = 0.0
+
+    def add(self, adapter: Tensor, base: Tensor, merged: Tensor) -> None:
+        log_adapter = adapter.log_softmax(-1)
+        self.positions += len(adapter)
+        self.kl_merged += _kl(log_adapter, merged.log_softmax(-1))
+        self.kl_base += _kl(log_adapter, base.log_softmax(-1))
+        preferred = adapter.argmax(-1)
+        self.equal += int((merged.argmax(-1) == preferred).sum())
+        self.equal_base += int((base.argmax(-1) == preferred).sum())
+        self.largest = _larger(self.largest, (adapter - merged).abs().max())
+        self.largest_to_base = _larger(self.largest_to_base, (base - merged).abs().max())
+
+
+def _larger(seen: float, value: Tensor) -> float:
+    """Return the larger one; not-a-number wins and stays."""
+    return float(torch.maximum(torch.tensor(seen, dtype=value.dtype), value))
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> float:
+    """Return the sum over positions of KL(p‖q) in nats."""
+    return float((log_p.exp() * (log_p - log_q)).sum())
+
+
+def _thinned(example: Example, *, most: int) -> Example:
+    """Return the example with at most `most` trained tokens, evenly chosen."""
+    trained = predicting(example) + 1
+    if len(trained) <= most:
+        return example
+    kept = trained[np.linspace(0, len(trained) - 1, most).astype(np.intp)]
+    labels = np.full_like(example.labels, IGNORE_INDEX)
+    labels[kept] = example.labels[kept]
+    return Example(example.input_ids, labels)
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Yield consecutive rows, as many as fit the budgets of one forward."""
+    group: list[Example] = []
+    width = positions = 0
+    for example in examples:
+        wider = max(width, len(example.input_ids))
+        more = positions + len(predicting(example))
+        too_many = wider * (len(group) + 1) > TOKENS_PER_FORWARD or more > POSITIONS_PER_FORWARD
+        if group and too_many:
+            yield group
+            group, wider, more = [], len(example.input_ids), len(predicting(example))
+        group.append(example)
+        width, positions = wider, more
+    if group:
+        yield group
