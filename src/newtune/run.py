@@ -59,7 +59,15 @@ def train(config: RunConfig) -> RunReport:
         generate=generate_greedy,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
+    save_final(
+        model,
+        tokenizer,
+        run_dir.root,
+        dtype=plan.model_facts.checkpoint_dtype,
+        base_source=plan.model.source,
+        base_revision=plan.model.revision,
+        chat_template=data.chat_template,
+    )
     return report_run(run_dir, plan)
 
 

@@ -1,6 +1,5 @@
 """`newtune plan CONFIG`: every derived number with its reason; no weights are loaded."""
 
-import json
 from pathlib import Path
 
 from newtune.cli.show_run import show_json, show_plan

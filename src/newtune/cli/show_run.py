@@ -1,6 +1,8 @@
 """Print plans and the results of runs, with rich."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -92,18 +94,46 @@ def _brief(value: Any) -> str:
     return str(value)
 
 
-def show_summary(report: "RunReport", console: Console | None = None) -> None:
+def show_summary(report: "RunReport", config_path: Path, console: Console | None = None) -> None:
     """Print the result of a run: scores, loss curve, speed, memory, where everything lies."""
-    console = console or Console()
+    console = console or Console(highlight=False)
     console.print()
     for line in loss_curve(report.losses):
-        console.print(line, highlight=False)
+        console.print(line)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in summary_lines(report):
+    for name, value in summary_lines(report, config_path):
         table.add_row(name, value)
     console.print(table)
+
+
+def summary_lines(report: "RunReport", config_path: Path) -> Iterable[tuple[str, str]]:
+    """Yield (label, text) of what a person wants to know of a finished run."""
+    if report.exact_match_after is not None:
+        before = report.exact_match_before
+        change = "" if before is None else f"{before:.1%} before → "
+        yield (
+            "exact match",
+            f"{change}{report.exact_match_after:.1%} after, "
+            f"on {report.exact_match_rows} held-out rows",
+        )
+    if report.eval_losses:
+        first, last = report.eval_losses[0], report.eval_losses[-1]
+        text = f"{last[1]:.4f} at step {last[0]}"
+        yield "held-out loss", text if first == last else f"{first[1]:.4f} → {text}"
+    if report.losses:
+        yield "training loss", f"{report.losses[0][1]:.4f} → {report.losses[-1][1]:.4f}"
+    yield "steps", f"{report.steps} in {report.training_seconds:,.0f} s"
+    yield "speed", f"{report.tokens_per_second:,.0f} tokens/s"
+    yield "peak memory", f"{report.peak_memory_bytes / 1e9:.1f} GB"
+    share = report.trainable_parameters / report.parameters
+    yield "trained", f"{report.trainable_parameters:,} parameters ({share:.2%})"
+    yield report.kind, str(report.folder)
+    yield "metrics", str(report.folder / "metrics.jsonl")
+    if report.kind == "adapter":
+        yield "next", f"newtune merge {config_path}"
+    yield "chat", f"newtune chat {config_path}"
 
 
 def loss_curve(losses: Sequence[tuple[int, float]]) -> list[str]:
@@ -136,10 +166,7 @@ def _cell(eighths: int) -> str:
 def _column_means(values: Sequence[float], width: int) -> list[float]:
     columns = min(width, len(values))
     bounds = [len(values) * column // columns for column in range(columns + 1)]
-    return [
-        sum(values[start:end]) / (end - start)
-        for start, end in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [sum(values[start:end]) / (end - start) for start, end in itertools.pairwise(bounds)]
 
 
 def show_json(value: Mapping[str, Any]) -> None:
