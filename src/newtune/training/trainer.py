@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -55,6 +56,7 @@ from newtune.training.stopping import (
     out_of_memory,
     require_finite,
 )
+from newtune.training.trackers import Reporting
 from newtune.types import Batch
 
 
@@ -205,6 +207,7 @@ class NewtuneTrainer(Trainer):
         self.meter = Meter.new()
         self.stop = StopRequest()
         self.display = ProgressDisplay(self.meter, console)
+        self.reporting = Reporting(plan.training.trackers, run_dir.root, _facts_for_trackers(plan))
         self.generations: dict[int, GenerationResult] = {}
         """Step → the answers generated after it in this session."""
         self._loss_steps = plan.training.evaluation.at_steps if data.evaluation else frozenset()
@@ -250,7 +253,7 @@ class NewtuneTrainer(Trainer):
             )
             self._remembered["watchdog"] = watchdog
             callbacks.append(watchdog)
-        return [*callbacks, MetricsFile(self.run_dir.metrics_file), self.display]
+        return [*callbacks, MetricsFile(self.run_dir.metrics_file), self.display, self.reporting]
 
     # --- the whole run
 
@@ -292,6 +295,7 @@ class NewtuneTrainer(Trainer):
 
     def _leave(self) -> None:
         self.display.close()
+        self.reporting.close()
         if self.is_in_train and self.neftune_noise_alpha is not None:
             self.neftune_hook_handle.remove()
         self.is_in_train = False
@@ -562,3 +566,21 @@ def _generation_steps(plan: Plan, *, with_tasks: bool) -> frozenset[int]:
     if evaluation.generate_at_steps is not None:
         return evaluation.generate_at_steps
     return evaluation.at_steps | {0, plan.training.steps.total_steps}
+
+
+def _facts_for_trackers(plan: Plan) -> dict[str, Any]:
+    training = plan.training
+    parts = {
+        "model": plan.model,
+        "precision": plan.model.precision,
+        "adapter": plan.adapter,
+        "steps": training.steps,
+        "optimizer": training.optimizer,
+        "schedule": training.schedule,
+    }
+    return {
+        f"{name}.{field.name}": getattr(part, field.name)
+        for name, part in parts.items()
+        if part is not None
+        for field in fields(part)
+    }
