@@ -56,7 +56,8 @@ def count_trainable(
     if adapter is None:
         names = facts.parameter_shapes
         if unfrozen_parameters:
-            names = {n: s for n, s in names.items() if is_unfrozen(n, facts, unfrozen_parameters)}
+            head = f"{facts.head_name}.weight" if facts.tied_embeddings else ""
+            names = {n: s for n, s in names.items() if is_unfrozen(n, head, unfrozen_parameters)}
         return sum(math.prod(shape) for shape in names.values())
     saved = [m for m in module_names(facts) if _ends_with(m, adapter.modules_to_save)]
     total = sum(_module_size(facts, module) for module in saved)
@@ -89,11 +90,12 @@ def module_names(facts: ModelFacts) -> list[str]:
     return list(dict.fromkeys([*matrices, *facts.linear_modules]))
 
 
-def is_unfrozen(name: str, facts: ModelFacts, patterns: Sequence[str]) -> bool:
-    """Tell whether a regex matches the parameter's name; a tied head goes by both its names."""
-    names = [name]
-    if facts.tied_embeddings and "embed" in name:
-        names.append(f"{facts.head_name}.weight")
+def is_unfrozen(name: str, tied_head: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a regex matches the parameter's name from its first character.
+
+    `tied_head` is the other name of a tied embedding (`lm_head.weight`), empty when not tied.
+    """
+    names = [name, tied_head] if tied_head and "embed" in name else [name]
     return any(re.match(pattern, candidate) for pattern in patterns for candidate in names)
 
 

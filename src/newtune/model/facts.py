@@ -1,0 +1,160 @@
+"""A checkpoint's configuration: read, changed by the user's overrides, and counted."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from newtune.errors import ModelError
+from newtune.lookup import did_you_mean
+from newtune.model.head import head_name
+from newtune.model.sources import cannot_load, find_source
+from newtune.plan.parts import Dtype, ModelFacts
+
+_DTYPES: Mapping[Any, Dtype] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+def read_model_facts(
+    source: str,
+    *,
+    config_source: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    model_class: str = "AutoModelForCausalLM",
+    config_overrides: Mapping[str, Any] | None = None,
+) -> ModelFacts:
+    """Return what the checkpoint's config alone tells; no weights are read.
+
+    Raises:
+        ModelError: the config cannot be read, or an override names no field of it.
+        SetupError: a GGUF file without the package that reads it.
+    """
+    config = read_config(
+        config_source or source,
+        revision=revision if config_source in (None, source) else None,
+        trust_remote_code=trust_remote_code,
+        overrides=config_overrides or {},
+    )
+    builder = model_builder(model_class)
+    with torch.device("meta"):
+        model: PreTrainedModel = builder._from_config(config) if issubclass(
+            builder, PreTrainedModel
+        ) else builder.from_config(config, trust_remote_code=trust_remote_code)  # fmt: skip
+    text = config.get_text_config()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return ModelFacts(
+        model_type=text.model_type,
+        architecture=type(model).__name__,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        max_positions=_max_positions(text),
+        # A GGUF file's weights have a format of their own, whatever its config is read as.
+        checkpoint_dtype=None if source.endswith(".gguf") else _DTYPES.get(config.dtype),
+        linear_modules=_linear_modules(model),
+        head_name=head_name(model),
+        parameter_shapes=shapes,
+        tied_embeddings=bool(text.tie_word_embeddings),
+    )
+
+
+def read_config(
+    source: str, *, revision: str | None, trust_remote_code: bool, overrides: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """Return the model's configuration with the overrides merged in."""
+    found = find_source(source)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            found.name,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            **found.arguments,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise cannot_load(source, "configuration (config.json)", error) from error
+    return override_config(config, overrides)
+
+
+def override_config(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
+    """Return a configuration with fields changed; mappings are merged, `rope_theta` survives.
+
+    Raises:
+        ModelError: a name that is no field of this configuration.
+    """
+    if not overrides:
+        return config
+    values = config.to_dict()
+    allowed = {*values, "rope_scaling", *config.attribute_map}
+    for name, value in overrides.items():
+        if name not in allowed:
+            hint = did_you_mean(name, allowed)
+            raise ModelError(
+                f"overrides_of_model_config: `{name}` is no field of {type(config).__name__}; "
+                f"{hint or 'it has: ' + ', '.join(sorted(values))}"
+            )
+        key = "rope_parameters" if name == "rope_scaling" else config.attribute_map.get(name, name)
+        values[key] = _merged(key, values.get(key), value)
+    return type(config).from_dict(values)
+
+
+def model_builder(model_class: str) -> Any:
+    """Return the transformers class of that name.
+
+    Raises:
+        ModelError: transformers has no such class.
+    """
+    if model_class in dir(transformers):
+        return getattr(transformers, model_class)
+    known = [n for n in dir(transformers) if n.endswith(("ForCausalLM", "LMHeadModel"))]
+    raise ModelError(
+        f"model_type: transformers has no class `{model_class}`; {did_you_mean(model_class, known)}"
+    )
+
+
+def _merged(key: str, before: Any, value: Any) -> Any:
+    if not isinstance(value, Mapping) or not isinstance(before, Mapping):
+        return value
+    given = dict(value)
+    if key == "rope_parameters":
+        if "type" in given:  # the older spelling
+            given["rope_type"] = given.pop("type")
+        if "rope_type" not in before and all(isinstance(v, Mapping) for v in before.values()):
+            return {layer: {**inner, **given} for layer, inner in before.items()}
+    return {**before, **given}
+
+
+def _max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the longest trained sequence; a scaling multiplies it or is in it already.
+
+    llama3, yarn and longrope configs name the length before scaling beside the scaled one.
+    """
+    values = config.to_dict()
+    positions = values.get("max_position_embeddings") or values.get("n_positions")
+    if positions is None:
+        return None
+    rope = values.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
+    factor = rope.get("factor") or 1.0
+    original = rope.get("original_max_position_embeddings")
+    scaled = (original or positions) * factor
+    return max(int(positions), int(scaled))
+
+
+def _linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
+    modules = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            modules[name] = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            modules[name] = (module.nx, module.nf)
+    return modules

@@ -1,0 +1,260 @@
+"""The output head that computes the loss inside the model's forward, without all the logits.
+
+`OutputHead` stands where the model's `lm_head` stood, over the same parameter under the same name.
+Called as usual it gives logits. While `loss_at` holds labels for it, it gives the two numbers
+[sum of losses, trained tokens] instead: inside the model's forward, where a sharded engine has
+gathered its weight. What a family does to its logits afterwards (a soft-cap, a scale) happens here,
+and the model's own is switched off meanwhile.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from newtune.errors import ModelError
+from newtune.kernels.linear_cross_entropy import linear_cross_entropy
+from newtune.types import IGNORE_INDEX, Batch
+
+FORWARD_KEYS = (
+    "input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+)  # fmt: skip
+
+
+class OutputHead(nn.Linear):
+    """A linear layer to the vocabulary that can answer with its loss."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        bias = layer.bias is not None
+        super().__init__(layer.in_features, layer.out_features, bias=bias, device="meta")
+        self.weight = layer.weight
+        if bias:
+            self.bias = layer.bias
+        self.targets: Tensor | None = None
+        self.softcap: float | None = None
+        self.scale: float = 1.0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits, or [loss sum, trained tokens] in float32 while labels are held."""
+        if self.targets is None:
+            return super().forward(hidden)
+        return self.loss(hidden, self.weight)
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "batch seq hidden"],
+        weight: Float[Tensor, "vocab hidden"],
+        low_rank: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "2"]:
+        """Return [loss sum, trained tokens] for a weight that need not be the layer's own.
+
+        `low_rank`: (tensor [tokens, rank] for the trained tokens in order, matrix [vocab, rank]).
+        """
+        targets = self.trained(hidden)
+        loss = linear_cross_entropy(
+            self.rows(hidden),
+            weight,
+            targets,
+            bias=self.bias,
+            low_rank=low_rank,
+            softcap=self.softcap,
+            scale=self.scale,
+        )
+        return torch.stack([loss.float(), torch.tensor(float(len(targets))).to(loss.device)])
+
+    def trained(self, hidden: Tensor) -> Int[Tensor, " tokens"]:
+        """Return the labels of the trained tokens."""
+        targets = self._held(hidden)
+        return targets[targets != IGNORE_INDEX]
+
+    def rows(self, hidden: Tensor) -> Float[Tensor, "tokens hidden"]:
+        """Return the hidden states that predict the trained tokens."""
+        return hidden[self._held(hidden) != IGNORE_INDEX]
+
+    def _held(self, hidden: Tensor) -> Tensor:
+        if self.targets is None or self.targets.shape != hidden.shape[:-1]:
+            raise ModelError(
+                f"the output head got hidden states of shape {tuple(hidden.shape)} for labels of "
+                f"shape {None if self.targets is None else tuple(self.targets.shape)}; this "
+                "model drops positions before its head, which newtune cannot train."
+            )
+        return self.targets.to(hidden.device)
+
+
+class LoraOutputHead(LoraLinear):
+    """A LoRA on the output head: its low-rank product joins the logits inside the loss."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return logits, or [loss sum, trained tokens] while labels are held."""
+        head = self.get_base_layer()
+        assert isinstance(head, OutputHead)
+        if head.targets is None:
+            logits: Tensor = super().forward(x, *args, **kwargs)
+            return logits
+        if self.disable_adapters or self.merged or not self.active_adapters:
+            return head.loss(x, head.weight)
+        (name,) = self.active_adapters
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        assert isinstance(down, Tensor)
+        assert isinstance(up, Tensor)
+        rows = self.lora_dropout[name](head.rows(x).to(down.dtype))
+        inner = nn.functional.linear(rows, down) * self.scaling[name]
+        return head.loss(x, head.weight, low_rank=(inner, up))
+
+
+class TokensOutputHead(TrainableTokensLayer):
+    """The output head with some rows trained (added tokens)."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return logits, or [loss sum, trained tokens] while labels are held."""
+        head = self.get_base_layer()
+        assert isinstance(head, OutputHead)
+        if head.targets is None:
+            logits: Tensor = super().forward(x, *args, **kwargs)
+            return logits
+        active = [] if self.disable_adapters or self.merged else self.active_adapters
+        return head.loss(x, self.get_merged_weights(active))
+
+
+def install_head(model: PreTrainedModel) -> None:
+    """Put an OutputHead where the model's output layer is; the parameter stays the same object.
+
+    Raises:
+        ModelError: the model has no linear output layer.
+    """
+    name = head_name(model)
+    layer = model.get_submodule(name)
+    if isinstance(layer, OutputHead):
+        return
+    if type(layer) is not nn.Linear:
+        raise ModelError(
+            f"the output head `{name}` of {type(model).__name__} is a {type(layer).__name__}; "
+            "newtune trains models whose output head is a plain linear layer."
+        )
+    model.set_submodule(name, OutputHead(layer))
+
+
+def install_token_heads(model: PeftModel) -> None:
+    """Replace PEFT's layer for trained rows of the output head by ours; its parameters stay."""
+    for name, layer in list(model.named_modules()):
+        is_head = type(layer) is TrainableTokensLayer and isinstance(layer.base_layer, OutputHead)
+        if not is_head:
+            continue
+        adapter = layer.active_adapters[0]
+        ours = TokensOutputHead(layer.base_layer, adapter, tied_adapter=layer.tied_adapter)
+        ours.trainable_tokens_delta = layer.trainable_tokens_delta
+        ours.trainable_tokens_original = layer.trainable_tokens_original
+        ours.token_indices = layer.token_indices
+        model.set_submodule(name, ours)
+
+
+def head_name(model: nn.Module) -> str:
+    """Return the dotted name of the output head.
+
+    Raises:
+        ModelError: the model has none; it is no language model.
+    """
+    base = base_model(model)
+    head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
+    for name, module in base.named_modules():
+        if head is not None and module is head:
+            return str(name)
+    raise ModelError(
+        f"{type(base).__name__} has no output head over the vocabulary; newtune trains causal "
+        "language models (`model_type: AutoModelForCausalLM`)."
+    )
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside an adapter, or the model itself."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def shift_labels(
+    labels: Int[Tensor, "batch seq"], position_ids: Int[Tensor, "batch seq"]
+) -> Int[Tensor, "batch seq"]:
+    """Return for each position the label of the next one, IGNORE_INDEX where an example ends.
+
+    positions [0 1 2 | 0 1], labels [a b c | d e] → [b c - | e -]
+    """
+    targets = torch.full_like(labels, IGNORE_INDEX)
+    follows = position_ids[:, 1:] == position_ids[:, :-1] + 1
+    targets[:, :-1] = torch.where(follows, labels[:, 1:], IGNORE_INDEX)
+    return targets
+
+
+@contextmanager
+def loss_at(
+    model: nn.Module, labels: Int[Tensor, "batch seq"], position_ids: Int[Tensor, "batch seq"]
+) -> Iterator[None]:
+    """Within, a forward of the model returns [loss sum, trained tokens] as its `logits`.
+
+    Labels are not shifted; those of an example's first token are left out.
+    """
+    base = base_model(model)
+    targets = shift_labels(labels, position_ids)
+    heads = [module for module in base.modules() if isinstance(module, OutputHead)]
+    with ExitStack() as stack:
+        softcap, scale = stack.enter_context(_absorbed(base))
+        for head in heads:
+            head.targets, head.softcap, head.scale = targets, softcap, scale
+        try:
+            yield
+        finally:
+            for head in heads:
+                head.targets = None
+
+
+def compute_loss_sum(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the summed loss over the batch's trained tokens, in nats, and their number.
+
+    The sum carries the gradient; divide it by the trained tokens of the whole step.
+    """
+    inputs: dict[str, Any] = {key: batch[key] for key in FORWARD_KEYS if key in batch}  # type: ignore[literal-required]
+    with loss_at(model, batch["labels"], batch["position_ids"]):
+        result = model(**inputs, use_cache=False).logits
+    if result.shape != (2,):
+        raise ModelError(
+            f"the output head of {type(base_model(model)).__name__} is wrapped in a way newtune "
+            "does not know: it returned logits. Leave it out of `lora_target_modules`, or name it "
+            "in `lora_modules_to_save`."
+        )
+    return result[0], result[1].detach()
+
+
+@contextmanager
+def _absorbed(model: PreTrainedModel) -> Iterator[tuple[float | None, float]]:
+    """Yield (soft-cap, scale) of the model's logits, its own being switched off meanwhile."""
+    config = model.config.get_text_config()
+    settings: Mapping[str, Any] = config.to_dict()
+    softcap = settings.get("final_logit_softcapping")
+    scale = 1.0
+    with ExitStack() as stack:
+        if softcap is not None:
+            stack.enter_context(_set(config, "final_logit_softcapping", None))
+        if settings.get("logits_scaling") is not None:  # the Granite families divide
+            scale /= settings["logits_scaling"]
+            stack.enter_context(_set(config, "logits_scaling", 1.0))
+        if settings.get("logit_scale") is not None:  # the Cohere families multiply
+            scale *= settings["logit_scale"]
+            stack.enter_context(_set(model, "logit_scale", 1.0))
+        yield softcap, scale
+
+
+@contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -1,0 +1,185 @@
+"""ModelPlan and AdapterPlan → a model ready to train."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from newtune.errors import ModelError
+from newtune.logs import notice
+from newtune.model.adapters import attach_adapter
+from newtune.model.attention import register_attention
+from newtune.model.facts import model_builder, read_config, read_model_facts
+from newtune.model.head import head_name, install_head
+from newtune.model.sources import Source, cannot_load, choose_weights, find_source
+from newtune.plan.adapters import is_unfrozen
+from newtune.plan.parts import AdapterPlan, ModelPlan
+
+__all__ = ["load_base", "load_model", "read_model_facts"]
+
+
+def load_model(
+    plan: ModelPlan,
+    adapter: AdapterPlan | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    new_token_ids: Sequence[int] | None = None,
+) -> PreTrainedModel | PeftModel:
+    """Return the model on its device, in its number formats, with what trains marked.
+
+    `new_token_ids`: tokens whose embedding rows an adapter trains besides (`new_token_ids` of
+    `model/tokenizer.py`); None = those that the checkpoint has no row for.
+
+    Raises:
+        ModelError: weights missing, partial or unsafe; an adapter that fits no module.
+    """
+    base = load_base(plan, trained=adapter is None and not plan.unfrozen_parameters)
+    known = _embeddings(base).shape[0]
+    grow_embeddings(base, len(tokenizer), multiple=plan.embedding_multiple)
+    install_head(base)
+    model: PreTrainedModel | PeftModel = base
+    if adapter is None:
+        unfreeze(base, plan.unfrozen_parameters)
+    else:
+        new = range(known, len(tokenizer)) if new_token_ids is None else new_token_ids
+        if new:
+            _say_which_rows(adapter, new)
+        base.requires_grad_(requires_grad=False)
+        model = attach_adapter(base, adapter, new_token_ids=list(new))
+    store_trained_as(model, getattr(torch, plan.precision.trained_weights))
+    model.to(torch.device(plan.device))  # type: ignore[arg-type]  # mypy loses the overload
+    if plan.gradient_checkpointing:
+        checkpoint_layers(model, dict(plan.gradient_checkpointing_kwargs))
+    model.train()
+    return model
+
+
+def load_base(plan: ModelPlan, *, trained: bool = False) -> PreTrainedModel:
+    """Return the base model as the checkpoint has it, on CPU, in the frozen weights' format.
+
+    With `trained`, in the trained weights' format: full fine-tuning keeps float32 masters.
+    """
+    register_attention()
+    source = _download(plan)
+    config = read_config(
+        plan.config_source,
+        revision=plan.revision if plan.config_source == plan.source else None,
+        trust_remote_code=plan.trust_remote_code,
+        overrides=plan.config_overrides,
+    )
+    precision = plan.precision
+    arguments: dict[str, Any] = {
+        "config": config,
+        "dtype": getattr(torch, precision.trained_weights if trained else precision.frozen_weights),
+        "attn_implementation": plan.attention,
+        "revision": plan.revision or "main",
+        **source.arguments,
+        **choose_weights(source),
+        **plan.load_kwargs,
+    }
+    builder = model_builder(plan.model_class)
+    if not issubclass(builder, PreTrainedModel):
+        arguments["trust_remote_code"] = plan.trust_remote_code
+    if source.gguf_file is not None:
+        # Without it the model counts as quantised: neither trainable nor savable.
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
+    try:
+        model, report = builder.from_pretrained(source.name, output_loading_info=True, **arguments)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise cannot_load(plan.source, "weights", error) from error
+    _require_complete(plan.source, report)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def grow_embeddings(model: PreTrainedModel, tokens: int, *, multiple: int | None) -> None:
+    """Give every token an embedding row; new rows are the mean of the old ones. Never shrinks."""
+    rows = _embeddings(model).shape[0]
+    wanted = max(rows, tokens)
+    if multiple is not None:
+        wanted = -(-wanted // multiple) * multiple
+    if wanted == rows:
+        return
+    model.resize_token_embeddings(wanted, mean_resizing=False)
+    head = model.get_submodule(head_name(model))
+    grown = {id(weight): weight for weight in (_embeddings(model), *head.parameters())}
+    with torch.no_grad():
+        for weight in grown.values():  # a bias as well
+            weight[rows:] = weight[:rows].float().mean(0)
+    notice(f"embeddings grown from {rows} to {wanted} rows for {tokens} tokens")
+
+
+def unfreeze(model: PreTrainedModel, patterns: Sequence[str]) -> None:
+    """Train the parameters whose names the regexes match from the start; no regex = all.
+
+    Raises:
+        ModelError: a regex matches nothing.
+    """
+    if not patterns:
+        model.requires_grad_(requires_grad=True)
+        return
+    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    head = f"{head_name(model)}.weight" if tied else ""
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(is_unfrozen(name, head, [pattern]) for name in names):
+            raise ModelError(
+                f"unfrozen_parameters: `{pattern}` matches no parameter from its first character. "
+                f"Some of this model's: {', '.join(names[:8])}."
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_unfrozen(name, head, patterns))
+
+
+def store_trained_as(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert what trains to `dtype` (float32 beside frozen 16-bit weights)."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
+def checkpoint_layers(model: PreTrainedModel | PeftModel, options: dict[str, Any]) -> None:
+    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    options.setdefault("use_reentrant", False)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    if options["use_reentrant"]:
+        # The reentrant kind trains nothing inside unless its input carries a gradient.
+        model.enable_input_require_grads()
+
+
+def _embeddings(model: PreTrainedModel) -> Tensor:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _download(plan: ModelPlan) -> Source:
+    source = find_source(plan.source)
+    if not plan.ignore_patterns or source.is_local:
+        return source
+    try:
+        folder = snapshot_download(
+            plan.source, revision=plan.revision, ignore_patterns=list(plan.ignore_patterns)
+        )
+    except (OSError, ValueError) as error:
+        raise cannot_load(plan.source, "files", error) from error
+    return Source(folder)
+
+
+def _require_complete(source: str, report: dict[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source}: the weights are incomplete: {len(missing)} parameters are missing, "
+            f"{', '.join(missing[:6])}{', ...' if len(missing) > 6 else ''}. A shard may not have "
+            "been downloaded, or `model_type` names a class the checkpoint was not made for."
+        )
+
+
+def _say_which_rows(adapter: AdapterPlan, new: Sequence[int]) -> None:
+    if not adapter.modules_to_save:
+        notice(f"{len(new)} new tokens: just their embedding rows are trained beside the adapter")
