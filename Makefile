@@ -104,6 +104,9 @@ format: develop
 schema: develop
 	$(BIN)/newtune schema > recipes/newtune.schema.json
 
+docs: develop
+	$(BIN)/newtune schema --markdown > docs/configuration.md
+
 data: $(VENV)/.created
 	$(BIN)/python examples/quickstart/make_data.py
 

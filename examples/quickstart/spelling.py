@@ -100,18 +100,17 @@ def past_the_hour(minute: int) -> str:
     return f"{'quarter' if distance == 15 else in_words(distance)} {side}"
 
 
-SPELLINGS = (spell_24, spell_24, spell_am_pm, spell_am_pm, spell_tight_am_pm, spell_figures)
+CLOCKS = (spell_24, spell_24, spell_am_pm, spell_am_pm, spell_tight_am_pm)
 
 
 def spell_time(rng: random.Random, hour: int, minute: int) -> str:
     """Return the time in one of the ways people write it."""
     if (hour, minute) == (12, 0):
         return rng.choice(("noon", "midday", "12:00"))
-    in_words_is_clear = minute % 15 == 0 and hour not in (0, 11, 12, 23)
-    if in_words_is_clear and rng.random() < 0.25:
+    # In words only where they are quick to read, and not "half past twelve in the afternoon".
+    if minute in (0, 15, 30) and hour != 12 and rng.random() < 0.3:
         return spell_words(hour, minute)
-    spelling = rng.choice(SPELLINGS[:3] if hour in (0, 12) else SPELLINGS)
-    return spelling(hour, minute)
+    return rng.choice(CLOCKS)(hour, minute)
 
 
 def joined(words: Sequence[str], last: str = "and") -> str:

@@ -58,65 +58,61 @@ def test_the_brute_force_reading_of_cron() -> None:
 
 # Written by hand from the sentences alone: the first moments after Thursday, 1 January 2026, 00:00.
 BY_HAND = {
-    "Rotate the logs once a day at 13:45": ["01-01 13:45", "01-02 13:45"],
-    "At 7 pm each Sunday, start renewing the certificates": ["01-04 19:00", "01-11 19:00"],
-    "Remember to scan for viruses Sundays, Thursdays and Saturdays "
-    "at seven o'clock in the morning": [
-        "01-01 07:00", "01-03 07:00", "01-04 07:00", "01-08 07:00",
+    "Daily at 4:45 pm": ["01-01 16:45", "01-02 16:45"],
+    "At midnight, seven days a week": ["01-01 00:00", "01-02 00:00"],
+    "Take a snapshot every Monday at 09:00": ["01-05 09:00", "01-12 09:00"],
+    "On Tuesday and Saturday of every week at 8:15am, restart the web server": [
+        "01-03 08:15", "01-06 08:15", "01-10 08:15",
     ],
-    "Set it up to feed the fish every weekday at 12:15 am": [
-        "01-01 00:15", "01-02 00:15", "01-05 00:15",
+    "At 20:40, but only on Tuesdays, Wednesdays and Fridays we have to remind the crew": [
+        "01-02 20:40", "01-06 20:40", "01-07 20:40", "01-09 20:40",
     ],
-    "Weekends only, at 9:30 am, it is time to download the price list.": [
-        "01-03 09:30", "01-04 09:30", "01-10 09:30",
+    "It runs on weekdays at eight o'clock in the evening": [
+        "01-01 20:00", "01-02 20:00", "01-05 20:00",
     ],
-    "At quarter past two in the afternoon, Wednesday to Friday, please export the invoices.": [
-        "01-01 14:15", "01-02 14:15", "01-07 14:15",
+    "Go every Saturday and Sunday at quarter past one in the afternoon": [
+        "01-03 13:15", "01-04 13:15", "01-10 13:15",
     ],
-    "I would like the system to turn on the heating every month, day 8, "
-    "at quarter to two in the morning.": ["01-08 01:45", "02-08 01:45", "03-08 01:45"],
-    "Add a job to empty the trash monthly on the 5th and again on the 12th "
-    "at ten o'clock at night": ["01-05 22:00", "01-12 22:00", "02-05 22:00"],
-    "Emptying the trash has to take place once per year: December 11th, "
-    "half past eight in the evening": ["12-11 20:30"],
-    "We need to take a snapshot throughout July, every day at 2:30 pm.": [
-        "07-01 14:30", "07-02 14:30",
+    "Could you download the price list at 17:40 each day Sunday through Thursday?": [
+        "01-01 17:40", "01-04 17:40", "01-05 17:40",
     ],
-    "Each day in the months from May to July at 01:00 we have to download the price list": [
-        "05-01 01:00", "05-02 01:00",
+    "Please do it monthly on the first at half past four in the afternoon.": [
+        "01-01 16:30", "02-01 16:30", "03-01 16:30",
     ],
-    "Ping the gateway: every Sunday in August at noon": ["08-02 12:00", "08-09 12:00"],
-    "Add a job to empty the trash twice daily: 2:10 pm and 8:10 pm": [
-        "01-01 14:10", "01-01 20:10", "01-02 14:10",
+    "Let it run monthly on the 19th and again on the 24th at quarter past nine in the evening": [
+        "01-19 21:15", "01-24 21:15", "02-19 21:15",
     ],
-    "Please back up the database every 4 minutes": ["01-01 00:00", "01-01 00:04", "01-01 00:08"],
-    "New rule: download the price list only on weekends: every 2 minutes.": [
-        "01-03 00:00", "01-03 00:02",
+    "Run it once a year, on the third of November, at one o'clock in the afternoon": [
+        "11-03 13:00",
     ],
-    "Remember to back up the database every 20 minutes from 14:00 to 19:59": [
-        "01-01 14:00", "01-01 14:20", "01-01 14:40", "01-01 15:00",
+    "Open the blinds in January only, daily at quarter past eight in the morning.": [
+        "01-01 08:15", "01-02 08:15",
     ],
-    "Make sure to archive the photos once per two hours": [
-        "01-01 00:00", "01-01 02:00", "01-01 04:00",
+    "I want it from February up to and including September, each day "
+    "at eleven o'clock in the morning": ["02-01 11:00", "02-02 11:00"],
+    "Each Sunday of April at 3:30 pm we have to ring the bell": ["04-05 15:30", "04-12 15:30"],
+    "Do this at 18:50 in August on every Sunday.": ["08-02 18:50", "08-09 18:50"],
+    "Renew the certificates: at 03:10 and 08:10 each day": [
+        "01-01 03:10", "01-01 08:10", "01-02 03:10",
     ],
-    "Automatically renew the certificates at five to every hour": [
-        "01-01 00:55", "01-01 01:55",
+    "Launch the script each day first at 11:30am, then at 4:30pm.": [
+        "01-01 11:30", "01-01 16:30", "01-02 11:30",
     ],
-    "Downloading the price list has to take place at 23 minutes past every 3rd hour": [
-        "01-01 00:23", "01-01 03:23", "01-01 06:23",
+    "Run it every 6 minutes": ["01-01 00:00", "01-01 00:06", "01-01 00:12"],
+    "Only on Wednesdays: every 12 minutes we have to compress the videos": [
+        "01-07 00:00", "01-07 00:12",
     ],
-    "Measure the temperature: on the hour from 1 pm through 4 pm": [
-        "01-01 13:00", "01-01 14:00", "01-01 15:00", "01-01 16:00", "01-02 13:00",
+    "Can you send the sales report every fourth hour?": [
+        "01-01 00:00", "01-01 04:00", "01-01 08:00",
     ],
-    "Can you water the plants on weekends, hourly from 8 am through 7 pm?": [
-        "01-03 08:00", "01-03 09:00",
+    "Make sure to empty the trash every 12 hours without a break": [
+        "01-01 00:00", "01-01 12:00", "01-02 00:00",
     ],
-    "Our team has to pay the suppliers at intervals of 5 minutes on Mondays.": [
-        "01-05 00:00", "01-05 00:05",
+    "Run it every hour at twenty-five to": ["01-01 00:35", "01-01 01:35"],
+    "Do this 52 minutes after every full hour.": ["01-01 00:52", "01-01 01:52"],
+    "Every hour from 2 pm to 6 pm, send the sales report": [
+        "01-01 14:00", "01-01 15:00", "01-01 16:00", "01-01 17:00", "01-01 18:00", "01-02 14:00",
     ],
-    "Add a job to turn on the heating each month on both the 5th and the 19th "
-    "at 7:30 in the morning": ["01-05 07:30", "01-19 07:30"],
-    "Opening the blinds, on the 20th day of each month at 12:45": ["01-20 12:45", "02-20 12:45"],
 }  # fmt: skip
 
 
