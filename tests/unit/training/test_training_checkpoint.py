@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TinyRun, assert_same, packed, weights
 from safetensors import SafetensorError
 
 from newtune.errors import TrainingError
@@ -17,11 +16,18 @@ from newtune.training.checkpoint import (
     saved_shapes,
     written_aside,
 )
+from runs import TinyRun, assert_same, packed, weights
+
+
+class Killed(str):
+    """A text during whose writing somebody presses Ctrl-C."""
 
 
 def write(root: Path, step: int, text: str = "content") -> Path:
     with written_aside(root, step, position=step, resumable=True) as folder:
         (folder / "file").write_text(text)
+        if isinstance(text, Killed):
+            raise KeyboardInterrupt
     return root / f"checkpoint-{step}"
 
 
@@ -69,12 +75,8 @@ def test_nothing_intact_is_an_error_that_names_all(tmp_path):
 
 def test_a_failure_while_writing_leaves_nothing_and_touches_nothing(tmp_path):
     kept = write(tmp_path, 1)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        written_aside(tmp_path, 2, position=2, resumable=True) as folder,
-    ):
-        (folder / "file").write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, 2, Killed("half"))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert damage_of(kept) is None
 
