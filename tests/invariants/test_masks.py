@@ -41,7 +41,7 @@ def chatml_like(header: str, end: str, *, after: str = "", before: str = "", con
 def with_system_merged(user: str, assistant: str, opening: str, *, before: str = "") -> str:
     """Return a template that writes the system text into the first user turn."""
     return (
-        f"{before}{{% set system = messages[0].content if messages[0].role == 'system' else none %}}"
+        before + "{% set system = messages[0].content if messages[0].role == 'system' else none %}"
         "{% set turns = messages[1:] if system is not none else messages %}"
         "{% for m in turns %}{% set opening = " + opening + " if loop.first and system is not none "
         "else '' %}{% if m.role == 'assistant' %}" + assistant + "{% else %}" + user + "{% endif %}"
@@ -102,8 +102,8 @@ MARKED = {
         system="{{ m.content + '\\n\\n' }}",
     ),
     "deepseek_v3": by_role(
-        "{{ '<｜User｜>' + m.content }}",
-        "{{ '<｜Assistant｜>' }}" + BEGIN + "{{ m.content + eos_token }}" + END,
+        "{{ '<｜User｜>' + m.content }}",  # noqa: RUF001  its own role tokens
+        "{{ '<｜Assistant｜>' }}" + BEGIN + "{{ m.content + eos_token }}" + END,  # noqa: RUF001
         before="{{ bos_token }}",
         system="{{ m.content }}",
     ),

@@ -1,0 +1,20 @@
+"""`newtune preprocess CONFIG`: tokenise the data into the cache and show what was counted."""
+
+from pathlib import Path
+
+from newtune.cli.show import show_notices
+from newtune.cli.show_data import show_counts, show_totals
+from newtune.config.load import load_config
+
+
+def run(config_path: Path, overrides: list[str], *, force: bool = False) -> int:
+    """Prepare the data of a configuration; `force` does it anew though a cache is there."""
+    config = load_config(config_path, overrides)
+    show_notices(config.notices)
+    from newtune.data.prepare import prepare_data
+    from newtune.model.tokenizer import load_tokenizer
+
+    data = prepare_data(config, load_tokenizer(config.tokenizer, config.model), force=force)
+    show_counts(data.counts)
+    show_totals(data)
+    return 0
