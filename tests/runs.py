@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from newtune.data.collate import collate
+from newtune.model.head import compute_loss_sum, install_head
 from newtune.objectives.causal_lm import causal_lm_loss
 from newtune.plan.parts import (
     AdapterPlan,
@@ -89,7 +90,7 @@ def packed(count: int, *, rows: int = 1, first: int = 0) -> ListedBatches:
 
 
 def plain_loss_sum(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The reference loss: all logits at once."""
+    """The loss in its plain form, all logits at once."""
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     logits = model(**inputs, use_cache=False).logits
     return causal_lm_loss(logits, batch["labels"])
@@ -117,13 +118,14 @@ class TinyRun:
     precision: Mapping[str, Any] = field(default_factory=dict)
     trackers: TrackerPlan = field(default_factory=lambda: TrackerPlan((), None, {}))
     seed: int = 42
-    loss_sum: Any = plain_loss_sum
+    loss_sum: Any = compute_loss_sum
     build: Mapping[str, Any] = field(default_factory=dict)
     output: io.StringIO = field(default_factory=io.StringIO)
 
     def model(self) -> Any:
         dropout = 0.0 if self.lora else self.dropout
         model = tiny_llama(seed=1, attention_dropout=dropout)
+        install_head(model)
         if self.lora:
             torch.manual_seed(1)
             config = LoraConfig(

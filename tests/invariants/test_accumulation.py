@@ -2,7 +2,8 @@
 
 import pytest
 
-from runs import ListedBatches, TinyRun, assert_same, weights
+from newtune.model.head import compute_loss_sum
+from runs import ListedBatches, TinyRun, assert_same, plain_loss_sum, weights
 
 NUMBERS = [[n, n + 1] for n in range(0, 16, 2)]  # eight packs: two steps of four
 
@@ -51,3 +52,15 @@ def test_micro_batches_without_trained_tokens_change_nothing(tmp_path):
 
 def cut_first(count: int) -> ListedBatches:
     return ListedBatches([[pack] for pack in NUMBERS[:count]])
+
+
+def test_the_fused_loss_trains_as_the_plain_one(tmp_path):
+    results = []
+    for loss_sum in (compute_loss_sum, plain_loss_sum):
+        run = TinyRun(tmp_path, steps=2, accumulation=2, loss_sum=loss_sum)
+        trainer = run.trainer()
+        trainer.train()
+        results.append((run.losses(), weights(trainer.model)))
+    (losses, fused), (plain_losses, plain) = results
+    assert losses == pytest.approx(plain_losses, rel=1e-5)
+    assert_same(fused, plain, atol=1e-4, rtol=1e-3)

@@ -28,6 +28,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from newtune.errors import TrainingError
@@ -111,7 +112,8 @@ def _cannot_save(error: Exception, root: Path, step: int) -> str:
     remains = f"The last complete checkpoint is {kept[-1]}." if kept else "No checkpoint is kept."
     if is_disk_full(error):
         return (
-            f"step {step}: the disk of {root} is full; the checkpoint was not written. {remains} "
+            f"step {step}: the disk of {root} is full ({error}); the checkpoint was not written. "
+            f"{remains} "
             "Make room (`save_total_limit` keeps fewer, `save_only_model` smaller ones) and go on "
             "with `--resume`."
         )
@@ -123,6 +125,36 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error)
+
+
+SMALL_FILES_BYTES = 64 << 20
+"""Room kept for tokenizer and small files; the largest tokenizers have some 30 MB."""
+
+
+def bytes_to_write(model: Model, optimizer: Optimizer | None) -> int:
+    """Return the bytes of a checkpoint's tensors: what is saved of the model, and the state."""
+    tensors: list[torch.Tensor] = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad or not isinstance(model, PeftModel)
+    ]
+    if optimizer is not None:
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        tensors += [value for value in states if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def require_room(folder: Path, tensors_bytes: int) -> None:
+    """Check the room before writing: `tokenizers` reports a full disk by an error without type.
+
+    Raises:
+        OSError: ENOSPC.
+    """
+    free, needed = shutil.disk_usage(folder).free, tensors_bytes + SMALL_FILES_BYTES
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+        )
 
 
 def write_tensors(path: Path, value: Any) -> None:

@@ -29,6 +29,8 @@ from transformers.trainer_utils import TrainOutput
 from newtune.errors import ConfigError, Problem, TrainingError
 from newtune.logs import notice
 from newtune.lookup import did_you_mean
+from newtune.model.generate import generate_greedy
+from newtune.model.head import compute_loss_sum
 from newtune.plan.parts import Plan
 from newtune.run_dir import RunDir, write_json
 from newtune.training import checkpoint as checkpoints
@@ -96,8 +98,8 @@ def build_trainer(
     data: TrainingData,
     run_dir: RunDir,
     *,
-    loss_sum: LossSum,
-    generate: GenerateGreedy | None = None,
+    loss_sum: LossSum = compute_loss_sum,
+    generate: GenerateGreedy = generate_greedy,
     stop_ids: Sequence[int] | None = None,
     console: Console | None = None,
 ) -> "NewtuneTrainer":
@@ -154,14 +156,7 @@ def _require_known_metric(plan: Plan) -> None:
 Answering = Callable[[Model, PreTrainedTokenizerBase, Sequence[Sequence[int]]], list[list[int]]]
 
 
-def _answering(
-    plan: Plan, generate: GenerateGreedy | None, stop_ids: Sequence[int]
-) -> Answering | None:
-    if not plan.training.evaluation.generate:
-        return None
-    if generate is None:
-        raise ValueError("`eval_generate` needs a function that generates")
-
+def _answering(plan: Plan, generate: GenerateGreedy, stop_ids: Sequence[int]) -> Answering:
     def answer(
         model: Model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
     ) -> list[list[int]]:
@@ -192,7 +187,7 @@ class NewtuneTrainer(Trainer):
         run_dir: RunDir,
         *,
         loss_sum: LossSum,
-        answer: Answering | None,
+        answer: Answering,
         tasks: Sequence[Task],
         console: Console,
     ) -> None:
@@ -466,12 +461,9 @@ class NewtuneTrainer(Trainer):
             yield cast("Batch", self._prepare_inputs({**batch}))
 
     def _answer_all(self, step: int) -> dict[str, float]:
-        if self.answer is None:
-            return {}
-        answer = self.answer
         result = evaluate_generation(
             self.tasks,
-            lambda prompts: answer(self.network, self.tokenizer, prompts),
+            lambda prompts: self.answer(self.network, self.tokenizer, prompts),
             lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
         )
         self.generations[step] = result
@@ -502,6 +494,8 @@ class NewtuneTrainer(Trainer):
             root, step, position=position, resumable=resumable
         ) as folder:
             self._prepared_optimizer().eval()
+            optimizer = self._prepared_optimizer() if resumable else None
+            checkpoints.require_room(folder, checkpoints.bytes_to_write(self.network, optimizer))
             checkpoints.save_weights(self.network, folder)
             self.tokenizer.save_pretrained(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
@@ -570,7 +564,7 @@ def _generation_steps(plan: Plan, *, with_tasks: bool) -> frozenset[int]:
 
 def _facts_for_trackers(plan: Plan) -> dict[str, Any]:
     training = plan.training
-    parts = {
+    parts: dict[str, Any] = {
         "model": plan.model,
         "precision": plan.model.precision,
         "adapter": plan.adapter,

@@ -13,7 +13,7 @@ from newtune.training.evaluation import (
     generation_tasks,
 )
 from newtune.types import IGNORE_INDEX, Example
-from runs import TinyRun, example, packed, plain_loss_sum
+from runs import ListedBatches, TinyRun, example, packed, plain_loss_sum
 
 X = IGNORE_INDEX
 
@@ -127,3 +127,22 @@ def test_a_metric_that_is_not_measured_is_refused(tmp_path):
     run = TinyRun(tmp_path, evaluation={"best_metric": "eval_exact_match"})
     with pytest.raises(ConfigError, match="not measured in this run"):
         run.trainer()
+
+
+def test_a_model_that_learnt_its_answers_by_heart_scores(tmp_path):
+    """The whole way: train on few rows, answer greedily, compare."""
+    numbers = [[[n] for n in range(4)]] * 40
+    run = TinyRun(
+        tmp_path,
+        steps=40,
+        rows=4,
+        train=ListedBatches(numbers),
+        eval_examples=[example(n, answer=3 + n % 4) for n in range(4)],
+        evaluation={"generate": True, "max_new_tokens": 3},
+        build={"stop_ids": [383]},
+    )
+    trainer = run.trainer()
+    trainer.train()
+    samples = trainer.generations[40].samples
+    assert run.metrics()[0]["eval_exact_match"] == 0.0
+    assert samples[0].is_exact
