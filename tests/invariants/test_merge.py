@@ -9,8 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from newtune.errors import ExportError
-from newtune.outputs.merge import VERIFICATION, merge_adapter
-from newtune.outputs.save import read_manifest, save_final
+from newtune.outputs.merge import merge_adapter
+from newtune.outputs.save import read_manifest, save_weights
+from newtune.outputs.verify import VERIFICATION
 from newtune.run_dir import RunDir
 from newtune.types import Example
 from tiny import tiny_model, tiny_tokenizer
@@ -46,7 +47,7 @@ def train(run_dir: RunDir, family="llama", *, strength=0.2, dtype=torch.float32,
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float() + strength * torch.randn(parameter.shape)
-    save_final(model, tiny_tokenizer(), run_dir.root, base_source="tiny")
+    save_weights(model, tiny_tokenizer(), run_dir.root, base_source="tiny")
 
 
 def nothing():
@@ -188,7 +189,7 @@ def test_an_earlier_merge_is_replaced_only_when_asked_and_only_by_a_proven_one(r
 def test_a_run_without_an_adapter_is_refused(run_dir):
     with pytest.raises(ExportError, match="no adapter in"):
         merge(run_dir)
-    save_final(tiny_model(), tiny_tokenizer(), run_dir.root)
+    save_weights(tiny_model(), tiny_tokenizer(), run_dir.root)
     with pytest.raises(ExportError, match="fully trained model"):
         merge(run_dir)
 

@@ -24,6 +24,7 @@ from newtune.outputs.base_identity import identify_base
 from newtune.outputs.save import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    FULL_WEIGHTS,
     TOKENIZER_BYTES,
     read_manifest,
     write_manifest,
@@ -31,13 +32,16 @@ from newtune.outputs.save import (
     write_tokenizer,
 )
 from newtune.outputs.staging import damaged_files, move_folder, require_space, staging_folder
-from newtune.outputs.verify import MergeReport, Reference, compare_merged, read_reference
+from newtune.outputs.verify import (
+    VERIFICATION,
+    MergeReport,
+    Reference,
+    compare_merged,
+    read_reference,
+)
 from newtune.plan.parts import Dtype
 from newtune.run_dir import RunDir, write_json
 from newtune.types import Example
-
-VERIFICATION = "verification.json"
-FULL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def merge_adapter(
 ) -> Merged:
     """Merge the adapter at the root of a run's folder into `merged/`, verified.
 
-    `load_trained` gives base + adapter as `inference.load_trained` does; it is called once, after
+    `load_trained` gives base + adapter as `load.load_trained` does; it is called once, after
     the cheap refusals. `keep` keeps a merged model that fails its proof, marked as such, instead
     of removing it (the call raises either way).
 
@@ -191,7 +195,8 @@ def _untie_where_adapted(trained: PeftModel) -> None:
     if not (isinstance(embedding, LoraLayer) or isinstance(head, LoraLayer)):
         return
     plain = head.get_submodule("base_layer") if isinstance(head, LoraLayer) else head
-    plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+    shared = plain.get_parameter("weight")
+    plain.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
     base.config.tie_word_embeddings = False
 
 

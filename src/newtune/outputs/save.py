@@ -27,11 +27,14 @@ from newtune.outputs.staging import (
     require_space,
     staging_folder,
 )
-from newtune.plan.parts import Dtype
+from newtune.plan.parts import Dtype, Plan
 from newtune.run_dir import MANIFEST, write_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+
+FULL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""Either of them marks a whole model's folder."""
 
 TOKENIZER_BYTES = 64 << 20
 """Room kept for tokenizer and small files; the largest tokenizers have some 30 MB."""
@@ -52,6 +55,26 @@ class Manifest:
 
 
 def save_final(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    plan: Plan,
+    chat_template: str | None = None,
+) -> Manifest:
+    """Write what a run trained to its folder: see `save_weights`."""
+    return save_weights(
+        model,
+        tokenizer,
+        folder,
+        dtype=None if plan.adapter else plan.model_facts.checkpoint_dtype,
+        base_source=plan.model.source,
+        base_revision=plan.model.revision,
+        chat_template=chat_template,
+    )
+
+
+def save_weights(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,

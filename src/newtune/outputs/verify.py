@@ -28,6 +28,8 @@ from newtune.errors import ExportError
 from newtune.plan.parts import Dtype
 from newtune.types import IGNORE_INDEX, Example
 
+VERIFICATION = "verification.json"
+
 KEPT_LOGITS_BYTES = 512 << 20
 """Memory for the logits of adapter and base while the merged model loads."""
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from newtune.errors import ExportError
 from newtune.outputs import staging
-from newtune.outputs.save import read_manifest, save_final
+from newtune.outputs.save import read_manifest, save_weights
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -25,7 +25,7 @@ def test_an_adapter_comes_back_as_it_was(tmp_path):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    manifest = save_final(model, tiny_tokenizer(), tmp_path, base_source="tiny/base")
+    manifest = save_weights(model, tiny_tokenizer(), tmp_path, base_source="tiny/base")
     again = PeftModel.from_pretrained(tiny_model(), tmp_path)
     ids = torch.arange(6, 20)[None]
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_an_adapter_comes_back_as_it_was(tmp_path):
 def test_the_chat_template_of_the_training_is_saved(tmp_path):
     tokenizer = tiny_tokenizer()
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    save_final(lora(tiny_model()), tokenizer, tmp_path, chat_template=template)
+    save_weights(lora(tiny_model()), tokenizer, tmp_path, chat_template=template)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == template
     assert tokenizer.chat_template != template
 
@@ -48,7 +48,7 @@ def test_the_chat_template_of_the_training_is_saved(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mixtral"])
 def test_a_whole_model_is_saved_in_the_dtype_of_its_base(tmp_path, family):
     model = tiny_model(family)
-    manifest = save_final(model, tiny_tokenizer(), tmp_path, dtype="bfloat16")
+    manifest = save_weights(model, tiny_tokenizer(), tmp_path, dtype="bfloat16")
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.dtype == torch.bfloat16
     assert model.dtype == torch.float32
@@ -66,7 +66,7 @@ def test_a_tensor_lost_on_the_way_to_the_disk_is_noticed(tmp_path, monkeypatch):
     del state["model.layers.1.mlp.up_proj.weight"]
     monkeypatch.setattr(model, "state_dict", lambda: state)
     with pytest.raises(ExportError, match=r"missing_keys.*layers\.1\.mlp\.up_proj"):
-        save_final(model, tiny_tokenizer(), tmp_path)
+        save_weights(model, tiny_tokenizer(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,18 +74,18 @@ def test_an_adapter_with_nan_is_refused(tmp_path):
     model = lora(tiny_model())
     next(p for n, p in model.named_parameters() if "lora_A" in n).data[0, 0] = float("nan")
     with pytest.raises(ExportError, match="NaN"):
-        save_final(model, tiny_tokenizer(), tmp_path)
+        save_weights(model, tiny_tokenizer(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_the_earlier_result_whole(tmp_path):
-    save_final(lora(tiny_model()), tiny_tokenizer(), tmp_path)
+    save_weights(lora(tiny_model()), tiny_tokenizer(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # files end here, as on a full disk
     try:
         with pytest.raises(ExportError, match="could not write"):
-            save_final(lora(tiny_model(), r=64), tiny_tokenizer(), tmp_path)
+            save_weights(lora(tiny_model(), r=64), tiny_tokenizer(), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -95,17 +95,17 @@ def test_what_will_not_fit_is_not_begun(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ExportError, match=r"only 0\.00 GB are free"):
-        save_final(tiny_model(), tiny_tokenizer(), tmp_path / "run")
+        save_weights(tiny_model(), tiny_tokenizer(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_base_is_told_by_its_weights(tmp_path):
-    identity = save_final(lora(tiny_model()), tiny_tokenizer(), tmp_path / "a").base
-    same = save_final(
+    identity = save_weights(lora(tiny_model()), tiny_tokenizer(), tmp_path / "a").base
+    same = save_weights(
         lora(tiny_model(), r=2, target_modules=["o_proj"]), tiny_tokenizer(), tmp_path / "b"
     )
-    other = save_final(lora(tiny_model(seed=1)), tiny_tokenizer(), tmp_path / "c")
-    rounded = save_final(lora(tiny_model().bfloat16()), tiny_tokenizer(), tmp_path / "d")
+    other = save_weights(lora(tiny_model(seed=1)), tiny_tokenizer(), tmp_path / "c")
+    rounded = save_weights(lora(tiny_model().bfloat16()), tiny_tokenizer(), tmp_path / "d")
     assert same.base.weights == identity.weights
     assert other.base.weights != identity.weights
     assert rounded.base.weights != identity.weights
@@ -118,18 +118,18 @@ def test_grown_embeddings_do_not_change_the_identity_of_the_base(tmp_path):
         model.resize_token_embeddings(400)
         return model
 
-    plain = save_final(lora(tiny_model()), tiny_tokenizer(), tmp_path / "a").base
-    tokens = save_final(
+    plain = save_weights(lora(tiny_model()), tiny_tokenizer(), tmp_path / "a").base
+    tokens = save_weights(
         lora(grown(), trainable_token_indices=[384, 385]), tiny_tokenizer(), tmp_path / "b"
     ).base
-    saved = save_final(
+    saved = save_weights(
         lora(grown(), modules_to_save=["embed_tokens", "lm_head"]), tiny_tokenizer(), tmp_path / "c"
     ).base
     assert plain.weights == tokens.weights == saved.weights
 
 
 def test_damage_is_found(tmp_path):
-    manifest = save_final(lora(tiny_model()), tiny_tokenizer(), tmp_path)
+    manifest = save_weights(lora(tiny_model()), tiny_tokenizer(), tmp_path)
     assert staging.damaged_files(tmp_path, manifest.files) == []
     weights = load_file(tmp_path / "adapter_model.safetensors")
     weights[next(iter(weights))][0, 0] += 1
