@@ -1,5 +1,6 @@
 """AdapterPlan → a PEFT model whose adapter trains."""
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from newtune.errors import ModelError
+from newtune.logs import notice
 from newtune.lookup import did_you_mean
-from newtune.model.head import LoraOutputHead, OutputHead, head_name, install_token_heads
+from newtune.model.head import LoraOutputHead, OutputHead, head_name, install_adapted_heads
 from newtune.model.sources import cannot_load
 from newtune.plan.parts import AdapterPlan
 
@@ -32,13 +34,19 @@ def attach_adapter(
         return _continue(model, plan.continue_from)
     config = lora_config(model, plan, new_token_ids)
     try:
-        with _without_renaming_notes():
+        with _knowing():
             peft_model = get_peft_model(model, config)
     except ValueError as error:
         if "arget modules" not in str(error):
             raise ModelError(f"the adapter does not fit this model: {error}") from error
         raise ModelError(_no_match(model, plan)) from error
     assert isinstance(peft_model, PeftModel)
+    tied = model.config.get_text_config().tie_word_embeddings
+    if tied and any(isinstance(module, LoraOutputHead) for module in peft_model.modules()):
+        notice(
+            "the LoRA on the output head leaves the embeddings as they are, although the base "
+            "model ties the two; merging has to untie them"
+        )
     return _finished(peft_model)
 
 
@@ -50,6 +58,8 @@ def lora_config(
     trained_rows = _trained_rows(model, plan, new_token_ids)
     if trained_rows:
         further.setdefault("trainable_token_indices", trained_rows)
+    if _saves_tied_weights(model, plan):
+        further.setdefault("ensure_weight_tying", True)
     targets = plan.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -75,25 +85,32 @@ def _continue(model: PreTrainedModel, folder: str) -> PeftModel:
     try:
         config = LoraConfig.from_pretrained(folder)
         config._register_custom_module({OutputHead: LoraOutputHead})
-        with _without_renaming_notes():
+        with _knowing():
             peft_model = PeftModel.from_pretrained(model, folder, config=config, is_trainable=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise cannot_load(folder, "adapter (`lora_model_dir`)", error) from error
     return _finished(peft_model)
 
 
+_ANSWERED_HERE = (
+    ("`is_gradient_checkpointing` is deprecated", FutureWarning),  # PEFT 0.21, transformers 5.23
+    ("fan_in_fan_out is set to False but the target module is `Conv1D`", UserWarning),
+    ("Model has `tie_word_embeddings=True` and a tied layer is part of the adapter", UserWarning),
+)
+"""PEFT's warnings about what is meant: names it still uses, the layout of GPT-2's layers, and a
+LoRA on one of two tied matrices, of which `attach_adapter` gives notice itself."""
+
+
 @contextmanager
-def _without_renaming_notes() -> Iterator[None]:
-    """Keep quiet that PEFT 0.21 still uses the name transformers 5.23 is giving up."""
+def _knowing() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-        )
+        for message, category in _ANSWERED_HERE:
+            warnings.filterwarnings("ignore", re.escape(message), category)
         yield
 
 
 def _finished(model: PeftModel) -> PeftModel:
-    install_token_heads(model)
+    install_adapted_heads(model)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             # Under autocast the cast to the adapter's float32 is undone at once, for two more
@@ -114,6 +131,13 @@ def _trained_rows(
     tied = model.config.get_text_config().tie_word_embeddings
     wanted = [embeddings] if tied else [embeddings, head]
     return {name: rows for name in wanted if name not in plan.modules_to_save}
+
+
+def _saves_tied_weights(model: PreTrainedModel, plan: AdapterPlan) -> bool:
+    """Whether embeddings that serve as output head too are trained as a whole."""
+    names = (_name_of(model, model.get_input_embeddings()), head_name(model))
+    saved = any(name.rpartition(".")[2] in plan.modules_to_save for name in names)
+    return saved and bool(model.config.get_text_config().tie_word_embeddings)
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:

@@ -33,7 +33,8 @@ class OutputHead(nn.Linear):
 
     def __init__(self, layer: nn.Linear) -> None:
         bias = layer.bias is not None
-        super().__init__(layer.in_features, layer.out_features, bias=bias, device="meta")
+        rows, columns = layer.weight.shape
+        super().__init__(columns, rows, bias=bias, device="meta")
         self.weight = layer.weight
         if bias:
             self.bias = layer.bias
@@ -141,18 +142,27 @@ def install_head(model: PreTrainedModel) -> None:
     model.set_submodule(name, OutputHead(layer))
 
 
-def install_token_heads(model: PeftModel) -> None:
-    """Replace PEFT's layer for trained rows of the output head by ours; its parameters stay."""
-    for name, layer in list(model.named_modules()):
-        is_head = type(layer) is TrainableTokensLayer and isinstance(layer.base_layer, OutputHead)
-        if not is_head:
-            continue
-        adapter = layer.active_adapters[0]
-        ours = TokensOutputHead(layer.base_layer, adapter, tied_adapter=layer.tied_adapter)
-        ours.trainable_tokens_delta = layer.trainable_tokens_delta
-        ours.trainable_tokens_original = layer.trainable_tokens_original
-        ours.token_indices = layer.token_indices
-        model.set_submodule(name, ours)
+def install_adapted_heads(model: PeftModel) -> None:
+    """Replace what PEFT put around or beside the output head by layers that answer with the loss.
+
+    That is its layer for trained rows, and the copy of tied embeddings it makes for
+    `modules_to_save`. Parameters and their names stay.
+    """
+    wrapper = base_model(model).get_output_embeddings()  # type: ignore[no-untyped-call]
+    for name, layer in list(wrapper.named_modules()):
+        if type(layer) is TrainableTokensLayer:
+            wrapper.set_submodule(name, _token_head(layer))
+        elif type(layer) is nn.Linear and name.startswith("modules_to_save."):
+            wrapper.set_submodule(name, OutputHead(layer))
+
+
+def _token_head(layer: TrainableTokensLayer) -> TokensOutputHead:
+    adapter = layer.active_adapters[0]
+    head = TokensOutputHead(layer.base_layer, adapter, tied_adapter=layer.tied_adapter)
+    head.trainable_tokens_delta = layer.trainable_tokens_delta
+    head.trainable_tokens_original = layer.trainable_tokens_original
+    head.token_indices = layer.token_indices
+    return head
 
 
 def head_name(model: nn.Module) -> str:

@@ -14,7 +14,7 @@ from newtune.logs import notice
 from newtune.model.adapters import attach_adapter
 from newtune.model.attention import register_attention
 from newtune.model.facts import model_builder, read_config, read_model_facts
-from newtune.model.head import head_name, install_head
+from newtune.model.head import base_model, head_name, install_head
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
 from newtune.plan.adapters import is_unfrozen
 from newtune.plan.parts import AdapterPlan, ModelPlan
@@ -145,10 +145,7 @@ def store_trained_as(model: nn.Module, dtype: torch.dtype) -> None:
 def checkpoint_layers(model: PreTrainedModel | PeftModel, options: dict[str, Any]) -> None:
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
     options.setdefault("use_reentrant", False)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    if options["use_reentrant"]:
-        # The reentrant kind trains nothing inside unless its input carries a gradient.
-        model.enable_input_require_grads()
+    base_model(model).activation_checkpointing_enable(activation_checkpointing_kwargs=options)
 
 
 def _embeddings(model: PreTrainedModel) -> Tensor:

@@ -59,7 +59,9 @@ def count_trainable(
             head = f"{facts.head_name}.weight" if facts.tied_embeddings else ""
             names = {n: s for n, s in names.items() if is_unfrozen(n, head, unfrozen_parameters)}
         return sum(math.prod(shape) for shape in names.values())
-    saved = [m for m in module_names(facts) if _ends_with(m, adapter.modules_to_save)]
+    saved = {m for m in module_names(facts) if _ends_with(m, adapter.modules_to_save)}
+    if facts.tied_embeddings and facts.head_name in saved:  # the embeddings' matrix, counted once
+        saved = saved - {facts.head_name} | {_embeddings(facts)}
     total = sum(_module_size(facts, module) for module in saved)
     for module in adapter_targets(facts, adapter):
         rows, columns = _matrix(facts, module)
@@ -123,6 +125,13 @@ def _last(name: str) -> str:
 
 def _last_parts(names: Iterable[str]) -> list[str]:
     return sorted({_last(name) for name in names})
+
+
+def _embeddings(facts: ModelFacts) -> str:
+    """Return the module whose matrix has a row per token and is no linear layer."""
+    shape = (facts.vocab_size, facts.hidden_size)
+    names = (n.removesuffix(".weight") for n, s in facts.parameter_shapes.items() if s == shape)
+    return next(name for name in names if name not in facts.linear_modules)
 
 
 def _ends_with(name: str, endings: Sequence[str]) -> bool:
