@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 
 import pytest
 from transformers import TrainerCallback
 
 from newtune.errors import TrainingError
+from newtune.model.head import compute_loss_sum
 from newtune.training.stopping import Interrupted
 from runs import TinyRun, assert_same, packed, weights
 
@@ -129,4 +131,22 @@ def test_a_signal_in_the_last_step_ends_a_complete_run(tmp_path):
     trainer = run.trainer()
     trainer.add_callback(Kill(signal.SIGTERM, step=STEPS))
     trainer.train()
+    assert trainer.state.global_step == STEPS
+
+
+def test_a_signal_during_the_evaluation_before_the_first_step(tmp_path):
+    def loss_sum(model, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss_sum(model, batch)
+
+    run = make_run(tmp_path, evaluation={"at_steps": frozenset({0})}, loss_sum=loss_sum)
+    with pytest.raises(Interrupted, match="before the first step"):
+        run.trainer().train()
+
+
+def test_a_run_in_another_thread_leaves_the_signals_alone(tmp_path):
+    trainer = make_run(tmp_path).trainer()
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
     assert trainer.state.global_step == STEPS

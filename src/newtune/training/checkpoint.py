@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from newtune.errors import TrainingError
 from newtune.logs import notice
@@ -173,8 +174,20 @@ def save_weights(model: Model, folder: Path) -> None:
         model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         # names as in memory, so that each parameter is found again whatever the hub calls it
-        model.save_pretrained(folder, save_original_format=False)
+        with _without_progress_bars():
+            model.save_pretrained(folder, save_original_format=False)
     _require_all_parameters(model, saved_shapes(folder))
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

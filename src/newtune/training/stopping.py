@@ -27,6 +27,8 @@ class StopRequest(TrainerCallback):
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.nothing_to_lose = False
+        """True while the model is evaluated before its first step: stop at once then."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -50,6 +52,8 @@ class StopRequest(TrainerCallback):
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        if self.nothing_to_lose:
+            raise Interrupted(f"Stopped by {self.signal.name} before the first step.")
         notice(
             f"{self.signal.name} received: the step under way is finished and a checkpoint saved; "
             "once more stops at once"

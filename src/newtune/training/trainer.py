@@ -115,8 +115,7 @@ def build_trainer(
     if len(data.train) != expected:
         raise ValueError(f"{len(data.train)} micro-batches for a run of {expected}")
     _require_known_metric(plan)
-    if plan.model.device != "cpu" and torch.cuda.device_count() > 1:
-        notice(f"{torch.cuda.device_count()} GPUs are visible; newtune trains on one of them")
+    say_which_gpu(plan)
     tasks: list[Task] = []
     if plan.training.evaluation.generate:
         stop_ids = end_ids(model, tokenizer) if stop_ids is None else stop_ids
@@ -133,6 +132,12 @@ def build_trainer(
         tasks=tasks,
         console=console or Console(stderr=True),
     )
+
+
+def say_which_gpu(plan: Plan) -> None:
+    """Tell, where several GPUs are visible, that one is used."""
+    if plan.model.device != "cpu" and (count := torch.cuda.device_count()) > 1:
+        notice(f"{count} GPUs are visible; newtune trains on one of them, {plan.model.device}")
 
 
 def end_ids(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -283,6 +288,13 @@ class NewtuneTrainer(Trainer):
                 raise
             step = self.state.global_step + (self._doing == "training")
             raise out_of_memory(error, self.plan, step=step, doing=self._doing) from error
+        except OSError as error:
+            if not checkpoints.is_disk_full(error):
+                raise
+            raise TrainingError(
+                f"step {self.state.global_step}: the disk is full ({error}). "
+                f"{self._what_is_kept()} Make room and go on with `--resume`."
+            ) from error
         finally:
             self._leave()
         self._prepared_optimizer().eval()  # schedule-free optimizers hold two sets of weights
@@ -445,6 +457,7 @@ class NewtuneTrainer(Trainer):
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         self._doing, was_training = "evaluating", self.network.training
+        self.stop.nothing_to_lose = self.state.global_step == 0
         self.network.eval()
         if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.eval()
@@ -452,6 +465,7 @@ class NewtuneTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 yield
         finally:
+            self.stop.nothing_to_lose = False
             self.network.train(was_training)
 
     def _eval_batches(self) -> Iterable[Batch]:

@@ -8,6 +8,7 @@ import torch
 from newtune.errors import SetupError
 from newtune.training.arguments import OneDeviceArguments, training_arguments
 from newtune.training.callbacks import epoch_after
+from newtune.training.trainer import say_which_gpu
 from runs import ListedBatches, TinyRun, assert_same, packed, weights
 
 
@@ -187,6 +188,15 @@ def test_there_is_never_more_than_one_gpu(tmp_path):
     arguments._n_gpu = 4
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == 1
+
+
+def test_several_gpus_are_mentioned(tmp_path, monkeypatch, caplog):
+    plan = TinyRun(tmp_path).plan()
+    plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, device="cuda:0"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with caplog.at_level("INFO", "newtune"):
+        say_which_gpu(plan)
+    assert caplog.messages == ["4 GPUs are visible; newtune trains on one of them, cuda:0"]
 
 
 def test_nothing_is_reported_anywhere(tmp_path):

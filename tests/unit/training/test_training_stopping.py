@@ -1,10 +1,12 @@
 import dataclasses
+import errno
 import math
 
 import pytest
 import torch
 
 from newtune.errors import TrainingError
+from newtune.training.metrics import MetricsFile
 from newtune.training.stopping import memory_advice, require_finite
 from runs import ListedBatches, TinyRun, packed, plain_loss_sum
 
@@ -140,3 +142,12 @@ def test_noise_hooks_are_gone_after_a_failure(tmp_path):
 def test_batches_must_fill_the_run(tmp_path):
     with pytest.raises(ValueError, match="1 micro-batches for a run of 4"):
         TinyRun(tmp_path, train=ListedBatches([[[0]]])).trainer()
+
+
+def test_a_disk_that_is_too_full_for_a_line_of_metrics(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MetricsFile, "on_log", full)
+    with pytest.raises(TrainingError, match=r"step 1: the disk is full.*--resume"):
+        TinyRun(tmp_path).trainer().train()
