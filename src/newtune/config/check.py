@@ -141,7 +141,9 @@ def _given(cls: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or _is_off_form(cls, key, value):
             continue
         below = cls.sections_below().get(key)
-        given[key] = _given_below(below, value) if below else value
+        inner = _given_below(below, value) if below else value
+        if inner or not below:
+            given[key] = inner
     return given
 
 

@@ -96,6 +96,16 @@ class ComputeSection(Section):
     """One matrix for query, key and value. newtune runs the model's own layers: same result."""
     flash_attn_fuse_mlp: bool | None = None
     """Fused MLP of flash-attn. newtune runs the model's own layers: same result."""
+    landmark_attention: bool | None = None
+    """Landmark attention."""
+    xpos_rope: bool | None = None
+    """Rotary embedding with decay (xPos)."""
+    use_scattermoe: bool | None = None
+    """ScatterMoE's kernels for mixtures of experts."""
+    use_sonicmoe: bool | None = None
+    """SonicMoE's kernels for mixtures of experts."""
+    use_onebitllms: bool | None = None
+    """Train a model of one-bit weights."""
     s2_attention: bool | None = None
     """Shifted sparse attention."""
     sage_attention: bool | None = None

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from newtune.config.section import (
     NotNegative,
+    NotNegativeFloat,
     Positive,
     Section,
     Strings,
@@ -124,6 +125,16 @@ class DatasetSection(Section):
     """Take reasoning between think tags out of the text and hand it to the template apart."""
     train_on_inputs: bool | None = None
     """Train the prompt too. Empty: the top-level `train_on_inputs`."""
+    field_prompt: str | None = None
+    """Preference data: column of the prompt."""
+    field_chosen: str | None = None
+    """Preference data: column of the better answer."""
+    field_rejected: str | None = None
+    """Preference data: column of the worse answer."""
+    field_completion: str | None = None
+    """Preference data: column of the judged answer."""
+    field_label: str | None = None
+    """Preference data: column of the judgement."""
     text_column: str | None = None
     """Pretraining text: column. Empty: `text`."""
     skip: NotNegative | None = None
@@ -158,7 +169,7 @@ class DataSection(Section):
     """Streamed text to train on without reading it all first. Needs `max_steps`."""
     streaming: bool | None = None
     """Read the datasets as a stream."""
-    val_set_size: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0
+    val_set_size: NotNegative | NotNegativeFloat = 0
     """Held-out part of the data, split off by a seeded shuffle before packing: more than 1 is a
     number of rows, below 1 a share. 0: none."""
     dataset_prepared_path: str | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from newtune.config.patterns import matches
 from newtune.config.rules import has_held_out_data
-from newtune.config.run import RunConfig, is_off
+from newtune.config.run import RunConfig, asks_for_something
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,7 @@ def _given_keys(config: RunConfig) -> Iterator[str]:
         owners = [("", section), *((f"{path}.", nested) for path, nested in section.nested())]
         for prefix, owner in owners:
             for key in owner.key_names():
-                value = owner.peek(key)
-                if key in owner.given() and not is_off(value) and value != owner.default(key):
+                if key in owner.given() and asks_for_something(owner, key):
                     yield f"{prefix}{key}"
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from newtune.config.patterns import matches
-from newtune.config.run import RunConfig, is_off
+from newtune.config.run import RunConfig, asks_for_something
 from newtune.config.section import Section
 from newtune.errors import Problem
 
@@ -16,6 +16,7 @@ class Later:
 
     missing: str
     harmless: tuple[Any, ...] = ()
+    hint: str = "Leave the key out."
     some_values_act: bool = False
 
 
@@ -66,7 +67,7 @@ LATER: Mapping[str, Later] = {
     "quantize_moe_experts": _QUANTISED,
     "model_quantization_config": _QUANTISED,
     "qlora_sharded_model_loading": _QUANTISED,
-    "adapter": Later(_QUANTISED.missing, ("lora",), some_values_act=True),
+    "adapter": Later(_QUANTISED.missing, ("lora",), "Use `lora`.", some_values_act=True),
     "qat": _QAT,
     "quantization": _QAT,
     "llmcompressor": _QAT,
@@ -127,6 +128,11 @@ LATER: Mapping[str, Later] = {
     "*datasets.*.type.chosen_format": _PREFERENCE,
     "*datasets.*.type.rejected_format": _PREFERENCE,
     "*datasets.*.type.completion_format": _PREFERENCE,
+    "*datasets.*.field_prompt": _PREFERENCE,
+    "*datasets.*.field_chosen": _PREFERENCE,
+    "*datasets.*.field_rejected": _PREFERENCE,
+    "*datasets.*.field_completion": _PREFERENCE,
+    "*datasets.*.field_label": _PREFERENCE,
     "*datasets.*.step_separator": _PREFERENCE,
     "*datasets.*.max_completion_length": _PREFERENCE,
     "*datasets.*.train_on_last_step_only": _PREFERENCE,
@@ -151,6 +157,11 @@ LATER: Mapping[str, Later] = {
     "added_tokens_overrides": _EMBEDDINGS,
     "tokenizer_use_mistral_common": Later("mistral-common tokenizers are not available yet"),
     "tiled_mlp": _TILED,
+    "use_scattermoe": _EXPERTS,
+    "use_sonicmoe": _EXPERTS,
+    "use_onebitllms": _QUANTISED,
+    "landmark_attention": _ATTENTION,
+    "xpos_rope": _ATTENTION,
     "s2_attention": _ATTENTION,
     "sage_attention": _ATTENTION,
     "scaling_softmax*": _ATTENTION,
@@ -211,13 +222,9 @@ def refused_keys(config: RunConfig) -> list[Problem]:
 
 def _refused(section: Section, prefix: str) -> Iterator[Problem]:
     for key in section.key_names():
-        if key not in section.given():
+        if key not in section.given() or not asks_for_something(section, key):
             continue
-        value = section.peek(key)
         later = why_later(f"{prefix}{key}")
-        if later is None or is_off(value) or value == section.default(key):
+        if later is None or section.peek(key) in later.harmless:
             continue
-        if value in later.harmless:
-            continue
-        hint = "Leave the key out."
-        yield Problem(f"{prefix}{key}", f"known, but {later.missing}", hint)
+        yield Problem(f"{prefix}{key}", f"known, but {later.missing}", later.hint)

@@ -58,6 +58,22 @@ class OldSpellings(Section):
     """Now `lora_modules_to_save`."""
     lora_layers_to_transform: int | Integers | None = None
     """Now `peft_layers_to_transform`."""
+    push_to_hub_model_id: str | None = None
+    """Now `hub_model_id`."""
+    load_4bit: bool | None = None
+    """Now `load_in_4bit`."""
+    gptq_groupsize: int | None = None
+    """Left out: a GPTQ checkpoint says it itself."""
+    gptq_model_v1: bool | None = None
+    """Left out: a GPTQ checkpoint says it itself."""
+    gptq_bits: int | None = None
+    """Left out: a GPTQ checkpoint says it itself."""
+    gptq_disable_exllama: bool | None = None
+    """Left out: the kernel is chosen by what the machine has."""
+    collator_pad_to_longest: bool | None = None
+    """Left out: batches are padded to their longest row in any case."""
+    sample_packing_seq_len_multiplier: int | None = None
+    """Left out: `micro_batch_size` is the number of packs."""
     is_preprocess: bool | None = None
     """Set by other programs; left out."""
     preprocess_iterable: bool | None = None
@@ -154,12 +170,20 @@ RENAMED: Mapping[str, str] = {
     "model_revision": "revision_of_model",
     "model_config": "overrides_of_model_config",
     "model_kwargs": "overrides_of_model_kwargs",
+    "push_to_hub_model_id": "hub_model_id",
+    "load_4bit": "load_in_4bit",
     "lora_modules_to_train": "lora_modules_to_save",
     "lora_layers_to_transform": "peft_layers_to_transform",
 }
 """Keys that changed nothing but their name."""
 
 LEFT_OUT: Mapping[str, str] = {
+    "gptq_groupsize": "a GPTQ checkpoint says it itself",
+    "gptq_model_v1": "a GPTQ checkpoint says it itself",
+    "gptq_bits": "a GPTQ checkpoint says it itself",
+    "gptq_disable_exllama": "the kernel is chosen by what the machine has",
+    "collator_pad_to_longest": "batches are padded to their longest row in any case",
+    "sample_packing_seq_len_multiplier": "`micro_batch_size` is the number of packs",
     "is_preprocess": "it is set by other programs",
     "preprocess_iterable": "it is set by other programs",
     "axolotl_config_path": "it is set by other programs",
@@ -230,6 +254,14 @@ def rope_settings(said: Translation) -> None:
         overrides.setdefault(old, value)
         said.written_as[f"overrides_of_model_config.{old}"] = old
         said.notices.append(f"`{old}` is now `overrides_of_model_config: {{{old}: ...}}`.")
+
+
+def tokens_by_role(said: Translation) -> None:
+    """`tokens: {pad_token: ...}` is `special_tokens`."""
+    tokens = said.values.get("tokens")
+    if isinstance(tokens, dict):
+        del said.values["tokens"]
+        said.put("special_tokens", tokens, "tokens", "special_tokens")
 
 
 def packed_length(said: Translation) -> None:
@@ -449,6 +481,7 @@ TRANSLATIONS: tuple[Callable[[Translation], None], ...] = (
     keys_left_out,
     attention_flags,
     rope_settings,
+    tokens_by_role,
     packed_length,
     bf16_full,
     checkpointing_variants,

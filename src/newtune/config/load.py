@@ -1,5 +1,6 @@
 """A YAML file and the command line → `RunConfig`, or every problem at once with file and line."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,12 +45,10 @@ def load_config(file: Path | str, overrides: Mapping[str, Any] | Sequence[str] =
     given = parse_overrides(overrides, [*SECTIONS.values(), OldSpellings])
     problems = [*document.problems, *_strict_problems(document, given)]
     problems += apply_overrides(document.values, given)
-    config, found, translation = _config(
-        document.values, frozenset(str(key[0]) for key, _ in given)
-    )
-    problems += [_located(problem, document, given, translation, path) for problem in found]
+    config, found = _config(document.values, frozenset(str(key[0]) for key, _ in given))
+    problems += [_located(problem, document, given, path) for problem in found]
     if problems:
-        raise ConfigError(sorted(problems, key=lambda problem: problem.line or len(document.lines)))
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line or sys.maxsize))
     return replace(config, source=path)
 
 
@@ -59,7 +58,7 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: anything is wrong; problems carry the key, but no line.
     """
-    config, problems, _ = _config(_copied(values), frozenset())
+    config, problems = _config(_copied(values), frozenset())
     if problems:
         raise ConfigError(problems)
     return config
@@ -67,12 +66,12 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
 
 def _config(
     values: dict[str, Any], from_command_line: frozenset[str]
-) -> tuple[RunConfig, list[Problem], Translation]:
+) -> tuple[RunConfig, list[Problem]]:
     """Return what can be made of the values, and everything that is wrong with them."""
     unknown = take_unknown_keys(values, TOP_LEVEL)
     values = without_empty(values) if values else values
     values = values if isinstance(values, dict) else {}
-    problems = [*unknown.problems, *_take_wrong_old_spellings(values)]
+    problems = _take_wrong_old_spellings(values)
     translation = translate(values, from_command_line)
     problems += translation.problems
     sections: dict[str, Any] = {}
@@ -81,19 +80,17 @@ def _config(
         sections[name], wrong = build(cls, mine)
         problems += wrong
     config = RunConfig(**sections)
-    broken = {problem.path.split(".")[0] for problem in problems if problem not in unknown.problems}
-    problems += [*broken_rules(config, broken), *refused_keys(config)]
+    wrong_keys = {problem.path.split(".")[0] for problem in problems}
+    problems += [*unknown.problems, *broken_rules(config, wrong_keys), *refused_keys(config)]
     harmless = keys_that_change_nothing(config)
+    problems += harmless.problems
     idle = idle_keys(config)
-    cautions = _cautions(config)
+    notices = [*unknown.notices, *translation.notices, *harmless.notices, *idle.values()]
+    notices += _cautions(config)
     config.forget_reads()
-    notices = (*unknown.notices, *translation.notices, *harmless.notices, *idle.values(), *cautions)
     excused = frozenset({*harmless.keys, *idle})
-    return (
-        replace(config, notices=notices, excused=excused),
-        problems + harmless.problems,
-        translation,
-    )
+    written = [replace(item, path=_as_written(item.path, translation)) for item in problems]
+    return replace(config, notices=tuple(notices), excused=excused), written
 
 
 def _cautions(config: RunConfig) -> list[str]:
@@ -147,27 +144,22 @@ def _strict_problems(document: Document, overrides: Sequence[Override]) -> list[
 
 
 def _located(
-    problem: Problem,
-    document: Document,
-    overrides: Sequence[Override],
-    translation: Translation,
-    file: Path,
+    problem: Problem, document: Document, overrides: Sequence[Override], file: Path
 ) -> Problem:
-    """Give a problem the key that the user wrote, and the place of it."""
-    written = _as_written(problem.path, translation.written_as)
-    path = _parts(written)
+    """Give a problem the place of its key, or of the nearest key around it."""
+    path = _parts(problem.path)
     if any(path[: len(changed)] == changed for changed, _ in overrides if path):
-        return replace(problem, path=written, file=COMMAND_LINE)
+        return replace(problem, file=COMMAND_LINE)
     lines = [document.lines.get(path[:length]) for length in range(len(path), 0, -1)]
     line = next((line for line in lines if line is not None), None)
-    return replace(problem, path=written, file=str(file), line=line)
+    return replace(problem, file=str(file), line=line)
 
 
-def _as_written(path: str, written_as: Mapping[str, str]) -> str:
+def _as_written(path: str, translation: Translation) -> str:
     """Return today's dotted key in the spelling that the file has."""
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
-        old = written_as.get(".".join(parts[:length]))
+        old = translation.written_as.get(".".join(parts[:length]))
         if old:
             return ".".join([old, *parts[length:]])
     return path

@@ -97,11 +97,21 @@ def is_off(value: Any) -> bool:
 
 def _unread(section: Section) -> list[str]:
     """Return the given leaves of one section that were not read."""
-    candidates = section.given() - section.reads() - set(section.sections_below())
     return [
         key
         for key in section.key_names()
-        if key in candidates
-        and not is_off(section.peek(key))
-        and section.peek(key) != section.default(key)
+        if key in section.given() - section.reads()
+        and asks_for_something(section, key)
+        and not _holds_sections(section.peek(key))
     ]
+
+
+def asks_for_something(section: Section, key: str) -> bool:
+    """Say whether a key's value is neither its default nor "off"."""
+    value, default = section.peek(key), section.default(key)
+    return value != default and (default is True or not is_off(value))
+
+
+def _holds_sections(value: Any) -> bool:
+    items = value if isinstance(value, tuple) else (value,)
+    return any(isinstance(item, Section) for item in items)

@@ -121,6 +121,8 @@ _WORDS: Mapping[str, Callable[[str], Any]] = {
 }
 """How plain scalars become values; every other core tag is text (dates too)."""
 
+_CORE_TAGS = {*_WORDS, *(f"tag:yaml.org,2002:{name}" for name in ("str", "timestamp", "value"))}
+
 
 class _Reader:
     """Walks the nodes of one document, collecting lines and problems."""
@@ -185,7 +187,7 @@ class _Reader:
         return merged
 
     def scalar(self, node: Any, path: KeyPath) -> Any:
-        if not str(node.tag).startswith("tag:yaml.org,2002:"):
+        if node.tag not in _CORE_TAGS:
             self.problem(path, node, f"the tag `{node.tag}` is not supported; write a plain value")
             return None
         if node.style is None and node.value == "":

@@ -1,0 +1,43 @@
+"""Configurations as people publish them: known keys, right types, and the refusals they deserve."""
+
+from pathlib import Path
+
+import pytest
+
+from newtune.config.load import load_config
+from newtune.errors import ConfigError
+
+FOLDER = Path(__file__).parent / "public"
+REFUSED = {
+    "dpo": {
+        "rl",
+        "rl_beta",
+        "datasets.0.field_chosen",
+        "datasets.0.field_rejected",
+    },
+    "full_fsdp": {"fsdp"},
+    "mistral_qlora": {"load_in_4bit", "adapter"},
+    "tinyllama_pretrain": {"pretraining_dataset"},
+}
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_public_configs(file: Path) -> None:
+    expected = REFUSED.get(file.stem, set())
+    if not expected:
+        load_config(file)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert {problem.path for problem in caught.value.problems} == expected
+    assert all("known, but" in problem.message for problem in caught.value.problems)
+
+
+def test_there_are_such_files() -> None:
+    assert len(FILES) >= 8
+
+
+def test_gemma_needs_no_word_but_the_offloading() -> None:
+    (notice,) = load_config(FOLDER / "gemma_lora.yaml").notices
+    assert "gradient_checkpointing" in notice

@@ -1,0 +1,262 @@
+"""Each rule refuses what it says, and only that."""
+
+from typing import Any
+
+import pytest
+
+from configs import changed, problems, valid
+from newtune.config.load import config_from
+from newtune.config.rules import RULES
+from newtune.errors import ConfigError
+
+HELD_OUT = {"val_set_size": 0.1}
+LORA = {"adapter": "lora", "lora_target_linear": True}
+
+
+def data(**entry: Any) -> list[dict[str, Any]]:
+    return [{"path": "a", "type": "alpaca", **entry}]
+
+
+# rule → (changes that break it, changes close by that do not); None = refused for another reason
+CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
+    "base_model_is_needed": [({"base_model": None}, {})],
+    "one_family": [
+        (
+            {"is_llama_derived_model": True, "is_mistral_derived_model": True},
+            {"is_llama_derived_model": True, "is_mistral_derived_model": False},
+        )
+    ],
+    "unfrozen_without_adapter": [
+        ({"unfrozen_parameters": ["x"], **LORA}, {"unfrozen_parameters": ["x"]})
+    ],
+    "one_width": [({"load_in_8bit": True, "load_in_4bit": True, **LORA}, None)],
+    "gptq_is_quantised_already": [({"gptq": True, "load_in_8bit": True, **LORA}, None)],
+    "qlora_is_4_bit": [
+        ({**LORA, "adapter": "qlora", "load_in_8bit": True}, None),
+        ({**LORA, "adapter": "qlora", "gptq": True}, None),
+        ({**LORA, "adapter": "qlora", "load_in_4bit": False}, None),
+    ],
+    "quantised_base_needs_adapter": [
+        ({"load_in_4bit": True}, None),
+        ({"load_in_8bit": True}, None),
+        ({"gptq": True}, None),
+    ],
+    "one_memory_limit": [({"max_memory": {0: "20GiB"}, "gpu_memory_limit": 20}, None)],
+    "sizes_are_sizes": [
+        ({"gpu_memory_limit": "a lot"}, None),
+        ({"max_memory": {0: "20 apples"}}, None),
+    ],
+    "placement_is_for_one_process": [
+        ({"device_map": "balanced", "deepspeed": "zero3.json"}, None),
+        ({"max_memory": {0: 20}, "fsdp_config": {"offload_params": True}}, None),
+    ],
+    "one_precision": [
+        ({"bf16": True, "fp16": True}, {"bf16": True, "fp16": False}),
+        ({"bf16": "auto", "float16": True}, {"float16": True}),
+        ({"bfloat16": True, "bf16": True}, {"bfloat16": True, "tf32": True}),
+    ],
+    "known_attention": [
+        ({"attn_implementation": "spda"}, {"attn_implementation": "sdpa"}),
+        ({"attn_implementation": "flash"}, {"attn_implementation": "owner/kernel"}),
+    ],
+    "data_is_needed": [({"datasets": None}, {})],
+    "every_dataset_has_a_path": [
+        ({"datasets": [{"type": "alpaca"}]}, {}),
+        ({"test_datasets": [{"type": "alpaca"}]}, {"test_datasets": data()}),
+    ],
+    "shard_exists": [
+        ({"datasets": data(shards_idx=0)}, {"datasets": data(shards_idx=0, shards=1)}),
+        ({"datasets": data(shards_idx=4, shards=4)}, {"datasets": data(shards_idx=3, shards=4)}),
+        ({"test_datasets": data(shards_idx=0)}, {"datasets": data(shards=4)}),
+    ],
+    "merged_shard_exists": [
+        ({"dataset_shard_idx": 0}, {"dataset_shard_idx": 0, "dataset_shard_num": 2}),
+        ({"dataset_shard_idx": 2, "dataset_shard_num": 2}, {"dataset_shard_num": 2}),
+    ],
+    "prompt_placeholders": [
+        (
+            {"datasets": data(type={"format": "{question}"})},
+            {"datasets": data(type={"format": "{instruction} {input}"})},
+        ),
+        (
+            {"datasets": data(type={"no_input_format": "{input}"})},
+            {"datasets": data(type={"no_input_format": "{instruction}"})},
+        ),
+        (
+            {"datasets": data(type={"system_format": "{sys}"})},
+            {"datasets": data(type={"system_format": "<{system}>"})},
+        ),
+        (
+            {"datasets": data(type={"format": "{instruction"})},
+            {"datasets": data(type={"format": "{{instruction}}"})},
+        ),
+    ],
+    "jinja_template_is_there": [
+        ({"chat_template": "jinja"}, {"chat_template": "jinja", "chat_template_jinja": "x"}),
+        ({"chat_template": "chatml", "chat_template_jinja": "x"}, {"chat_template_jinja": "x"}),
+        ({"datasets": data(chat_template="jinja")}, {"datasets": data(chat_template="chatml")}),
+    ],
+    "held_out_part": [
+        ({"val_set_size": 1}, {"val_set_size": 2}),
+        ({"val_set_size": 1.0}, {"val_set_size": 0.99}),
+        ({"val_set_size": 1.5}, {"val_set_size": 0.0}),
+    ],
+    "one_source_of_held_out_data": [
+        ({**HELD_OUT, "test_datasets": data()}, {"val_set_size": 0, "test_datasets": data()})
+    ],
+    "streams_need_an_end": [
+        ({"streaming": True}, None),
+        ({"pretraining_dataset": [{"path": "a"}]}, None),
+    ],
+    "one_way_to_join": [
+        (
+            {"sample_packing": True, "batch_flattening": True},
+            {"sample_packing": True, "batch_flattening": "auto"},
+        )
+    ],
+    "flattened_rows_have_no_padding": [
+        (
+            {"batch_flattening": True, "pad_to_sequence_len": True},
+            {"batch_flattening": False, "pad_to_sequence_len": True},
+        )
+    ],
+    "lengths_leave_room": [
+        ({"min_sample_len": 513}, {"min_sample_len": 512}),
+    ],
+    "adapter_has_targets": [
+        ({"adapter": "lora"}, {"adapter": "lora", "lora_target_modules": ["q_proj"]}),
+        ({"adapter": "lora"}, {"adapter": "lora", "lora_target_parameters": ["experts"]}),
+        ({"adapter": "lora"}, {"adapter": "lora", "lora_model_dir": "x"}),
+    ],
+    "pattern_needs_layers": [
+        (
+            {**LORA, "peft_layers_pattern": "layers"},
+            {**LORA, "peft_layers_pattern": "layers", "peft_layers_to_transform": [0]},
+        )
+    ],
+    "learning_rate_is_needed": [({"learning_rate": None}, {})],
+    "two_batch_numbers": [
+        ({"micro_batch_size": None}, {"micro_batch_size": None, "batch_size": 8}),
+        (
+            {"gradient_accumulation_steps": None},
+            {"gradient_accumulation_steps": None, "batch_size": 8},
+        ),
+    ],
+    "batch_divides": [
+        ({"batch_size": 9}, {"batch_size": 16}),
+        ({"batch_size": 9, "micro_batch_size": None}, {"batch_size": 8, "micro_batch_size": None}),
+    ],
+    "one_warmup": [
+        ({"warmup_steps": 10, "warmup_ratio": 0.1}, {"warmup_steps": 10}),
+        ({"warmup_steps": 0, "warmup_ratio": 0.1}, {"warmup_ratio": 0.1}),
+        ({"warmup_steps": 10, "warmup_ratio": 0}, {"warmup_ratio": 0}),
+    ],
+    "known_optimizer": [({"optimizer": "adamw_torhc"}, {"optimizer": "adafactor"})],
+    "known_schedule": [({"lr_scheduler": "cosin"}, {"lr_scheduler": "constant"})],
+    "constant_part_needs_a_floor": [
+        (
+            {"cosine_constant_lr_ratio": 0.8},
+            {"cosine_constant_lr_ratio": 0.8, "cosine_min_lr_ratio": 0.0},
+        )
+    ],
+    "one_eval_cadence": [
+        ({**HELD_OUT, "eval_steps": 5, "evals_per_epoch": 2}, {**HELD_OUT, "eval_steps": 5})
+    ],
+    "eval_strategy_agrees": [
+        (
+            {**HELD_OUT, "eval_strategy": "steps"},
+            {**HELD_OUT, "eval_strategy": "steps", "eval_steps": 5},
+        ),
+        ({**HELD_OUT, "eval_strategy": "no", "eval_steps": 5}, {**HELD_OUT, "eval_strategy": "no"}),
+        (
+            {**HELD_OUT, "eval_strategy": "epoch", "eval_steps": 5},
+            {**HELD_OUT, "eval_strategy": "epoch"},
+        ),
+        (
+            {**HELD_OUT, "eval_strategy": "no", "evals_per_epoch": 2},
+            {**HELD_OUT, "evals_per_epoch": 2},
+        ),
+    ],
+    "one_save_cadence": [({"save_steps": 5, "saves_per_epoch": 2}, {"save_steps": 0.5})],
+    "save_strategy_agrees": [
+        ({"save_strategy": "steps"}, {"save_strategy": "steps", "save_steps": 5}),
+        ({"save_strategy": "no", "saves_per_epoch": 1}, {"save_strategy": "no"}),
+        (
+            {**HELD_OUT, "save_strategy": "best", "save_steps": 1},
+            {**HELD_OUT, "save_strategy": "best"},
+        ),
+    ],
+    "some_checkpoint_is_kept": [({"save_total_limit": 0}, {"save_total_limit": 1})],
+    "best_needs_evaluation": [
+        ({"early_stopping_patience": 3}, {"early_stopping_patience": 3, **HELD_OUT}),
+        ({"load_best_model_at_end": True}, {"load_best_model_at_end": True, **HELD_OUT}),
+        ({"save_strategy": "best"}, {"save_strategy": "best", "test_datasets": data()}),
+        ({"eval_generate": True}, {"eval_generate": True, "eval_strategy": "no", **HELD_OUT}),
+        ({"early_stopping_patience": 3, "eval_strategy": "no", **HELD_OUT}, {}),
+    ],
+    "best_needs_checkpoints": [
+        (
+            {**HELD_OUT, "load_best_model_at_end": True, "save_strategy": "no"},
+            {**HELD_OUT, "load_best_model_at_end": True},
+        )
+    ],
+    "one_sharding_engine": [
+        ({"deepspeed": "x.json", "fsdp_config": {"offload_params": True}}, None),
+        ({"deepspeed": "x.json", "fsdp": ["full_shard"]}, None),
+    ],
+    "size_of_wrapped_pieces": [({"fsdp_config": {"auto_wrap_policy": "SIZE_BASED_WRAP"}}, None)],
+}
+
+PAIRS = [(rule, *case) for rule, cases in CASES.items() for case in cases]
+
+
+def own_problems(rule: str, values: dict[str, Any]) -> list[str]:
+    """Return what one rule says about values that may break others too."""
+    from newtune.config.check import build
+    from newtune.config.legacy import translate
+    from newtune.config.run import SECTION_OF, SECTIONS, RunConfig
+
+    translate(values, frozenset())
+    sections = {
+        name: build(cls, {key: value for key, value in values.items() if SECTION_OF[key] == name})[
+            0
+        ]
+        for name, cls in SECTIONS.items()
+    }
+    config = RunConfig(**sections)  # type: ignore[arg-type]
+    check = next(item.check for item in RULES if item.check.__name__ == rule)
+    return [problem.message for problem in check(config)]
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(CASES) == {rule.check.__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize(("rule", "breaks", "passes"), PAIRS)
+def test_a_broken_rule_is_reported(
+    rule: str, breaks: dict[str, Any], passes: dict[str, Any] | None
+) -> None:
+    assert own_problems(rule, changed(breaks))
+    with pytest.raises(ConfigError):
+        config_from(changed(breaks))
+    if passes is not None:
+        assert own_problems(rule, changed(passes)) == []
+        config_from(changed(passes))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.check.__name__)
+def test_rules_say_what_they_are_in_a_sentence_and_name_real_keys(rule: Any) -> None:
+    from newtune.config.run import SECTION_OF
+
+    assert rule.says.endswith(".")
+    assert set(rule.keys) <= set(SECTION_OF)
+
+
+def test_a_rule_about_wrong_keys_is_silent() -> None:
+    assert problems(warmup_steps="x", warmup_ratio=0.1) == [
+        "warmup_steps: got `x` (text); expected a whole number at least 0"
+    ]
+
+
+def test_a_held_out_number_of_rows_may_be_written_as_a_float() -> None:
+    assert valid(val_set_size=100.0).data.val_set_size == 100.0
