@@ -1,29 +1,64 @@
 """The whole run on one page: from configuration to report."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from newtune.config.run import RunConfig
 from newtune.data.batches import EvalBatches, TrainBatches
 from newtune.data.prepare import PreparedData, prepare_data
 from newtune.distributed.world import World
-from newtune.errors import ConfigError, Problem
+from newtune.errors import ConfigError, DataError, ExportError, Problem
 from newtune.logs import notice
+from newtune.model.facts import read_model_facts
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
-from newtune.model.load import load_model, read_model_facts
-from newtune.model.tokenizer import load_tokenizer
+from newtune.model.load import load_model
+from newtune.model.tokenizer import load_tokenizer, read_tokenizer
+from newtune.outputs.conversation import stop_ids
+from newtune.outputs.load import (
+    Loaded,
+    Which,
+    load_folder,
+    load_result,
+    load_trained,
+)
+from newtune.outputs.merge import Merged, merge_adapter
 from newtune.outputs.report import RunReport, report_run
-from newtune.outputs.save import save_final
-from newtune.plan.parts import ModelFacts, Plan
+from newtune.outputs.save import save_final, with_template
+from newtune.plan.parts import Dtype, ModelFacts, Plan
 from newtune.plan.plan import make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
+from newtune.training.evaluation import (
+    GENERATION_ROWS,
+    GenerationResult,
+    evaluate_generation,
+    evaluate_loss,
+    generation_tasks,
+)
+from newtune.training.feed import TrainingData
 from newtune.training.optim import check_optimizer
 from newtune.training.schedules import check_schedule
 from newtune.training.trackers import check_trackers
-from newtune.training.trainer import TrainingData, build_trainer
+from newtune.training.trainer import build_trainer
+from newtune.types import Batch
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on the held-out rows."""
+
+    which: Which
+    """merged, adapter, model or base."""
+    source: str
+    scores: Mapping[str, float]
+    """`eval_loss` in nats per trained token, `eval_perplexity`, `eval_trained_tokens`."""
+    answers: GenerationResult | None
+    """Greedy answers, with `eval_generate`."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +94,99 @@ def train(config: RunConfig) -> RunReport:
         generate=generate_greedy,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    save_final(
-        model,
-        tokenizer,
-        run_dir.root,
-        dtype=plan.model_facts.checkpoint_dtype,
-        base_source=plan.model.source,
-        base_revision=plan.model.revision,
-        chat_template=data.chat_template,
-    )
+    save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
     return report_run(run_dir, plan)
+
+
+def merge(
+    config: RunConfig, *, dtype: Dtype | None = None, overwrite: bool = False, keep: bool = False
+) -> Merged:
+    """Merge a run's adapter into its base, verified on held-out rows, into `output_dir/merged`.
+
+    The dtype is the given one, else `merged_dtype`, else the base checkpoint's. A GGUF base has
+    none once it is dequantised: then it is the one that the training stored it in.
+    """
+    prepared = prepare(config)
+    plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
+    run_dir, adapter = RunDir(plan.output.folder), plan.adapter
+    if adapter is None:
+        raise ExportError("this configuration trains the whole model: there is nothing to merge")
+    merged = merge_adapter(
+        lambda: load_trained(plan.model, adapter, run_dir.root, tokenizer),
+        with_template(tokenizer, data.chat_template),
+        run_dir,
+        data.evaluation or data.train,
+        source="held-out rows" if data.evaluation else "training rows (none are held out)",
+        base_source=plan.model.source,
+        dtype=dtype
+        or plan.output.merged_dtype
+        or plan.model_facts.checkpoint_dtype
+        or plan.model.precision.frozen_weights,
+        overwrite=overwrite,
+        keep=keep,
+    )
+    report_run(run_dir, plan)
+    return merged
+
+
+def evaluate(config: RunConfig, *, which: Which | None = None) -> Evaluation:
+    """Measure the loss and, with `eval_generate`, exact match on the held-out rows.
+
+    `which`: merged, adapter, model or base; None takes the best that the run's folder holds.
+    """
+    prepared = prepare(config)
+    plan, data = prepared.plan, prepared.data
+    if data.evaluation is None:
+        raise DataError("no rows are held out: give `test_datasets` or `val_set_size`")
+    tokenizer = with_template(prepared.tokenizer, data.chat_template)
+    run_dir = RunDir(plan.output.folder)
+    loaded = load_result(plan.model, plan.adapter, run_dir, tokenizer, which=which)
+    batches = training_data(prepared).evaluation
+    assert batches is not None
+    device = plan.model.device
+    with loaded.arithmetic():
+        ready = (on_device(batches[index], device) for index in range(len(batches)))
+        scores = evaluate_loss(loaded.model, ready, compute_loss_sum)
+    return Evaluation(loaded.which, loaded.source, scores, _answers(plan, data, loaded))
+
+
+def load_for_inference(config: RunConfig, *, which: Which | None = None) -> Loaded:
+    """Load a run's result to answer with: merged if there, else adapter over base, else model."""
+    world = World.current()
+    side = plan_model_side(config, world, model_facts(config))
+    tokenizer = load_tokenizer(config.tokenizer, config.model)
+    run_dir = RunDir(Path(config.output.output_dir))
+    if (run_dir.root / "tokenizer_config.json").is_file():
+        tokenizer = read_tokenizer(str(run_dir.root))
+    return load_result(side.model, side.adapter, run_dir, tokenizer, which=which)
+
+
+def load_folder_for_inference(folder: Path) -> Loaded:
+    """Load a whole model from a folder that is no run's, such as `merged/` on its own."""
+    return load_folder(folder, device=World.current().device)
+
+
+def _answers(plan: Plan, data: PreparedData, loaded: Loaded) -> GenerationResult | None:
+    evaluation = plan.training.evaluation
+    if not evaluation.generate or data.evaluation is None:
+        return None
+    stops = stop_ids(loaded)
+    tasks = generation_tasks(data.evaluation, stop_ids=stops, limit=evaluation.generate_examples)
+
+    def answer(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        return generate_greedy(
+            loaded.model,
+            loaded.tokenizer,
+            prompts,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=GENERATION_ROWS,
+            stop_ids=stops,
+        )
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    return evaluate_generation(tasks, answer, decode)
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -124,7 +242,7 @@ def describe(run_dir: RunDir, config: RunConfig, prepared: Prepared) -> None:
     write_yaml(run_dir.config_file, config.dump())
     write_json(run_dir.plan_file, plan_as_dict(prepared.plan))
     write_json(run_dir.environment_file, read_environment(prepared.plan.model.device))
-    write_json(run_dir.data_file, [count.as_dict() for count in prepared.data.counts])
+    write_json(run_dir.data_file, [asdict(count) for count in prepared.data.counts])
     for text in prepared.plan.notices:
         notice(text)
 
@@ -133,10 +251,21 @@ def training_data(prepared: Prepared) -> TrainingData:
     """Lay the prepared examples out as the batches of the whole run."""
     plan, data = prepared.plan, prepared.data
     flatten = plan.training.flatten
-    evaluation = plan.training.evaluation
+    held_out = None
+    if data.evaluation is not None:
+        rows = plan.training.evaluation.rows_per_device
+        held_out = EvalBatches(data, rows, flatten=flatten)
     return TrainingData(
         train=TrainBatches(data, plan.training.steps, flatten=flatten),
-        evaluation=data.evaluation
-        and EvalBatches(data, evaluation.rows_per_device, flatten=flatten),
+        evaluation=held_out,
         eval_examples=data.evaluation or (),
     )
+
+
+def on_device(batch: Batch, device: str) -> Batch:
+    """Return the batch with its tensors on the device."""
+    moved = {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+    return cast("Batch", moved)

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -24,6 +24,18 @@ OVERRIDES = "Any key of the configuration may follow as `--key value`."
 
 Config = Annotated[Path, typer.Argument(help="The YAML file of the run.", show_default=False)]
 
+ConfigOrFolder = Annotated[
+    Path, typer.Argument(help="The YAML file or the folder of a run.", show_default=False)
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option("--max-new-tokens", "--max_new_tokens", help="Most tokens of an answer."),
+]
+WhichModel = Annotated[
+    Literal["merged", "adapter", "model", "base"] | None,
+    typer.Option(help="Which model; empty takes the best that the run left."),
+]
+
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
 def train(
@@ -39,41 +51,108 @@ def train(
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
-def evaluate(context: typer.Context, config: Config) -> None:
+def evaluate(context: typer.Context, config: Config, which: WhichModel = None) -> None:
     """Evaluate the trained model on the held-out data."""
-    call("evaluate", config, context.args)
+    call("evaluate", config, context.args, which=which)
 
 
 @app.command("merge-lora", hidden=True, context_settings=TAKES_OVERRIDES)
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
-def merge(context: typer.Context, config: Config) -> None:
+def merge(
+    context: typer.Context,
+    config: Config,
+    *,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Empty: the base's own.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier merged model.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep a merged model that fails its proof.")
+    ] = False,
+) -> None:
     """Merge the adapter into the base model and verify the result."""
-    call("merge", config, context.args)
+    call("merge", config, context.args, dtype=dtype, overwrite=overwrite, keep=keep)
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
-def chat(context: typer.Context, config: Config) -> None:
-    """Talk with the trained model in the terminal."""
-    call("chat", config, context.args)
+def chat(
+    context: typer.Context,
+    config: ConfigOrFolder,
+    which: WhichModel = None,
+    system: Annotated[str | None, typer.Option(help="System message to begin with.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--max_new_tokens", help="Most tokens of an answer.")
+    ] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+) -> None:
+    """Talk with the trained model in the terminal, or answer the lines of a pipe."""
+    call(
+        "chat",
+        config,
+        context.args,
+        which=which,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
 
 
 @app.command("inference", hidden=True, context_settings=TAKES_OVERRIDES)
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
-def generate(context: typer.Context, config: Config) -> None:
+def generate(
+    context: typer.Context,
+    config: ConfigOrFolder,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
+    input_path: Annotated[
+        Path | None, typer.Option("--input", help="JSON lines with `prompt` or `messages`.")
+    ] = None,
+    output_path: Annotated[
+        Path | None, typer.Option("--output", help="JSON lines to write, `answer` added.")
+    ] = None,
+    which: WhichModel = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--max_new_tokens", help="Most tokens of an answer.")
+    ] = 256,
+) -> None:
     """Answer prompts with the trained model."""
-    call("generate", config, context.args)
+    call(
+        "generate",
+        config,
+        context.args,
+        prompts=tuple(prompt or ()),
+        input_path=input_path,
+        output_path=output_path,
+        which=which,
+        max_new_tokens=max_new_tokens,
+    )
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
-def preprocess(context: typer.Context, config: Config) -> None:
+def preprocess(
+    context: typer.Context,
+    config: Config,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Prepare anew, cache or not.")] = False,
+) -> None:
     """Tokenise the data into the cache and show what was counted."""
-    call("preprocess", config, context.args)
+    call("preprocess", config, context.args, force=force)
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
-def data(context: typer.Context, config: Config) -> None:
+def data(
+    context: typer.Context,
+    config: Config,
+    *,
+    rows: Annotated[int, typer.Option(help="How many packs (or examples) to show.")] = 3,
+    row: Annotated[int | None, typer.Option(help="Show this row of the data instead.")] = None,
+    dropped: Annotated[
+        bool, typer.Option("--dropped", help="List the rows that were left out, and why.")
+    ] = False,
+) -> None:
     """Show examples: their tokens, which of them are trained, where packs break."""
-    call("data", config, context.args)
+    call("data", config, context.args, rows=rows, row=row, dropped=dropped)
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)

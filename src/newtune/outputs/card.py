@@ -88,6 +88,8 @@ def _use(plan: Plan) -> Iterator[str]:
     yield "## Use"
     yield ""
     yield "```python"
+    if plan.adapter is not None:
+        yield "from peft import PeftModel"
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
     yield ""
     yield 'folder = "."  # this folder, or its hub id'
@@ -95,8 +97,6 @@ def _use(plan: Plan) -> Iterator[str]:
     if plan.adapter is None:
         yield "model = AutoModelForCausalLM.from_pretrained(folder)"
     else:
-        yield "from peft import PeftModel"
-        yield ""
         yield f'base = AutoModelForCausalLM.from_pretrained("{published_name(plan.model.source)}")'
         yield "model = PeftModel.from_pretrained(base, folder)"
     yield "```"

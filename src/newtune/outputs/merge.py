@@ -6,7 +6,7 @@ sum rounded once to the dtype of the result. The folder appears only when the pr
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -34,6 +34,7 @@ from newtune.outputs.save import (
 from newtune.outputs.staging import damaged_files, move_folder, require_space, staging_folder
 from newtune.outputs.verify import (
     VERIFICATION,
+    Examples,
     MergeReport,
     Reference,
     compare_merged,
@@ -41,7 +42,6 @@ from newtune.outputs.verify import (
 )
 from newtune.plan.parts import Dtype
 from newtune.run_dir import RunDir, write_json
-from newtune.types import Example
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def merge_adapter(
     load_trained: Callable[[], PeftModel],
     tokenizer: PreTrainedTokenizerBase,
     run_dir: RunDir,
-    examples: Sequence[Example],
+    examples: Examples,
     *,
     base_source: str,
     dtype: Dtype,

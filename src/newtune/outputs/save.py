@@ -22,6 +22,7 @@ from newtune.errors import ExportError
 from newtune.outputs.base_identity import BaseIdentity, identify_base
 from newtune.outputs.staging import (
     FileRecord,
+    make_readable,
     move_files,
     record_files,
     require_space,
@@ -132,16 +133,25 @@ def write_tokenizer(
     tokenizer: PreTrainedTokenizerBase, stage: Path, *, chat_template: str | None = None
 ) -> None:
     """Write the tokenizer with the chat template that the training used."""
-    if chat_template is not None:
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = chat_template
-    tokenizer.save_pretrained(stage)
+    with_template(tokenizer, chat_template).save_pretrained(stage)
+
+
+def with_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None
+) -> PreTrainedTokenizerBase:
+    """Return a copy of the tokenizer that has this chat template; None leaves it its own."""
+    if chat_template is None:
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = chat_template
+    return changed
 
 
 def write_manifest(
     stage: Path, kind: Kind, written: Written, base: BaseIdentity | None = None
 ) -> Manifest:
     """Hash what lies in `stage` and write manifest.json beside it."""
+    make_readable(stage)
     manifest = Manifest(kind, written.parameters, written.dtype, base, record_files(stage))
     write_json(stage / MANIFEST, asdict(manifest))
     return manifest

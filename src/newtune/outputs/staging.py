@@ -69,6 +69,16 @@ def move_folder(stage: Path, target: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def make_readable(folder: Path) -> None:
+    """Give every file the permissions of a new file: safetensors' are the owner's alone."""
+    probe = folder / ".probe"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.iterdir():
+        path.chmod(mode)
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """What the manifest says of one file."""

@@ -14,7 +14,7 @@ predictions of the trained tokens (teacher-forced): that is where the adapter wa
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,18 @@ TOKENS_PER_FORWARD = 2048
 POSITIONS_PER_FORWARD = 512
 POSITIONS_PER_CHUNK = 64
 """Predictions compared at a time; in float64, so that a KL of 1e-10 is not lost in rounding."""
+
+
+class Examples(Protocol):
+    """Rows to compare on, one by one."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Example:
+        """Return row `index`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class Reference:
 def verify_merge(
     load_trained: Callable[[], PeftModel],
     load_merged: Callable[[], PreTrainedModel],
-    examples: Sequence[Example],
+    examples: Examples,
     *,
     dtype: Dtype,
     source: str = "held-out rows",
@@ -133,7 +145,7 @@ def verify_merge(
 
 
 def read_reference(
-    trained: PeftModel, examples: Sequence[Example], *, source: str = "held-out rows"
+    trained: PeftModel, examples: Examples, *, source: str = "held-out rows"
 ) -> Reference:
     """Return what base + adapter and the bare base predict for as many rows as memory is given to.
 
@@ -205,7 +217,7 @@ def broken_bounds(report: MergeReport) -> Iterator[str]:
         )
 
 
-def choose_examples(examples: Sequence[Example], *, most: int) -> list[Example]:
+def choose_examples(examples: Examples, *, most: int) -> list[Example]:
     """Return rows in order, with their trained positions thinned out, up to `most` predictions."""
     chosen: list[Example] = []
     for index in range(len(examples)):

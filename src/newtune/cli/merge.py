@@ -1,0 +1,23 @@
+"""`newtune merge CONFIG`: merge the adapter into its base and prove the result."""
+
+from pathlib import Path
+
+from newtune.cli.show_results import show_merge
+from newtune.config.load import load_config
+
+
+def run(
+    config_path: Path,
+    overrides: list[str],
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    keep: bool = False,
+) -> int:
+    """Write `output_dir/merged` and print how close it is to base + adapter."""
+    given = [*overrides, "--merged_dtype", dtype] if dtype else overrides
+    config = load_config(config_path, given)
+    from newtune.run import merge
+
+    show_merge(merge(config, overwrite=overwrite, keep=keep), config_path)
+    return 0
