@@ -88,7 +88,7 @@ def _config(
     notices = [*unknown.notices, *translation.notices, *harmless.notices, *idle.values()]
     notices += _cautions(config)
     config.forget_reads()
-    excused = frozenset({*harmless.keys, *idle})
+    excused = frozenset({*harmless.keys, *idle, "strict"})  # `strict` has acted already
     written = [replace(item, path=_as_written(item.path, translation)) for item in problems]
     return replace(config, notices=tuple(notices), excused=excused), written
 

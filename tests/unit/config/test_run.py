@@ -69,6 +69,7 @@ def test_the_rules_and_a_dump_are_no_readers() -> None:
         {"special_tokens": None},
         {"wandb_project": ""},
         {"deepspeed": False},
+        {"strict": True},  # has acted while loading
         {"low_cpu_mem_usage": True},  # a notice answers it
         {"lora_r": 16},  # no adapter: a notice answers it
     ],
