@@ -9,8 +9,9 @@ Value = TypeVar("Value")
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name closest to `name`, or None when nothing is close."""
-    matches = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    by_lower = {candidate.lower(): candidate for candidate in sorted(known)}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

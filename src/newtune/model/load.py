@@ -1,5 +1,6 @@
 """ModelPlan and AdapterPlan → a model ready to train."""
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +90,11 @@ def load_base(plan: ModelPlan, *, trained: bool = False) -> PreTrainedModel:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     try:
         model, report = builder.from_pretrained(source.name, output_loading_info=True, **arguments)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{plan.source}: its `.bin` weights hold more than tensors and could run code; they "
+            "were not opened. Convert them to safetensors where you trust them."
+        ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise cannot_load(plan.source, "weights", error) from error
     _require_complete(plan.source, report)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Regex, normalizers, pre_tokenizers
-from transformers import AddedToken, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from newtune.config.model import ModelSection
 from newtune.config.tokenizer import TokenizerSection
@@ -78,8 +78,8 @@ def read_tokenizer(
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"{source}: holds no tokenizer; name one with `tokenizer_config`.")
     if found.gguf_file is not None:
-        repair_gguf_tokenizer(tokenizer, Path(found.name) / found.gguf_file)
-    elif tokenizer.model_max_length > UNLIMITED:
+        return repair_gguf_tokenizer(tokenizer, Path(found.name) / found.gguf_file)
+    if tokenizer.model_max_length > UNLIMITED:
         tokenizer.model_max_length = _positions_of(found) or tokenizer.model_max_length
     return tokenizer
 
@@ -127,19 +127,23 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
-def repair_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Set what transformers loses of a GGUF file's tokenizer: how it splits text, its length.
+def repair_gguf_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, file: Path
+) -> PreTrainedTokenizerBase:
+    """Return a GGUF file's tokenizer as the file describes it.
+
+    transformers 5.23 loses how text is split before the merges and the longest input, and adds an
+    `<|endoftext|>` that the model may have no embedding for.
 
     Raises:
         ModelError: the file names a way of splitting that newtune does not know.
     """
     fields = _gguf_fields(file)
     architecture = fields["general.architecture"]
-    length = fields.get(f"{architecture}.context_length")
-    if length is not None:
-        tokenizer.model_max_length = int(length)
+    length = int(fields.get(f"{architecture}.context_length") or UNLIMITED)
     if fields.get("tokenizer.ggml.model") != "gpt2":  # the others split by their own model
-        return
+        tokenizer.model_max_length = length
+        return tokenizer
     name = str(fields.get("tokenizer.ggml.pre", "default"))
     if name not in PRE_TOKENIZERS:
         raise ModelError(
@@ -147,10 +151,21 @@ def repair_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> Non
             f"{did_you_mean(name, PRE_TOKENIZERS)} Give the original model's tokenizer: "
             "`tokenizer_config: <hub id or folder>`."
         )
-    backend = tokenizer.backend_tokenizer
+    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    known = written["model"]["vocab"]
+    written["added_tokens"] = [t for t in written["added_tokens"] if t["content"] in known]
+    backend = Tokenizer.from_str(json.dumps(written))
     backend.pre_tokenizer = PRE_TOKENIZERS[name]()
     if name in _COMPOSED:
         backend.normalizer = normalizers.NFC()
+    repaired = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+        **{token: getattr(tokenizer, token) for token in SINGLE_TOKENS},
+    )
+    repaired.chat_template = tokenizer.chat_template
+    return repaired
 
 
 def _byte_level(*, use_regex: bool) -> pre_tokenizers.PreTokenizer:
