@@ -150,3 +150,23 @@ def test_a_run_in_another_thread_leaves_the_signals_alone(tmp_path):
     thread.start()
     thread.join()
     assert trainer.state.global_step == STEPS
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    run, expected = uninterrupted(tmp_path, save={"at_steps": frozenset({STEPS})})
+    resumed = run.trainer()
+    resumed.train(tmp_path / f"checkpoint-{STEPS}")
+    assert_same(weights(resumed.model), expected)
+    assert sorted(run.losses()) == [2, 4, 6]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    _, expected = uninterrupted(tmp_path / "whole")
+    run, _ = uninterrupted(tmp_path / "saved", save={"at_steps": frozenset({2, 4})})
+    weights_file = run.root / "checkpoint-4" / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-8])
+    resumed = run.trainer()
+    with caplog.at_level("INFO", "newtune"):
+        resumed.train(run.root / "checkpoint-4")
+    assert "checkpoint-4/model.safetensors has" in caplog.text
+    assert_same(weights(resumed.model), expected)

@@ -145,6 +145,8 @@ class OptimizerPlan:
     max_grad_norm: float
     """0 = no clipping."""
     embedding_learning_rate: float | None = None
+    target_modules: tuple[str, ...] | str | None = None
+    """`optim_target_modules`: what GaLore and APOLLO project; None = all linear layers."""
 
 
 @dataclass(frozen=True)

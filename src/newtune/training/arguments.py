@@ -52,9 +52,15 @@ def training_arguments(plan: Plan, folder: Path) -> TrainingArguments:
 def optimizer_arguments(plan: OptimizerPlan) -> dict[str, Any]:
     """Return what transformers' optimizer table reads."""
     known = {name.value for name in OptimizerNames}
+    # transformers takes these as text; `build_optimizer` hands over the rest, with its types
+    plain = [
+        f"{key}={value}"
+        for key, value in plan.arguments.items()
+        if isinstance(value, int | float) or (isinstance(value, str) and "," not in value)
+    ]
     return {
         "optim": plan.name if plan.name in known else "adamw_torch",
-        "optim_args": ",".join(f"{key}={value}" for key, value in plan.arguments.items()) or None,
+        "optim_args": ",".join(plain) or None,
         "learning_rate": plan.learning_rate,
         "weight_decay": plan.weight_decay,
         "adam_beta1": plan.beta1,

@@ -42,7 +42,7 @@ STATE_FILE = "newtune_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
 RNG_FILE = "rng_state.pth"
-PARTIAL = ".partial"
+PARTIAL, REPLACED = ".partial", ".replaced"
 FORMAT = 1
 
 
@@ -83,7 +83,7 @@ def _seal(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _move_into_place(partial: Path, final: Path) -> None:
-    replaced = final.with_name(f"{final.name}.replaced")
+    replaced = final.with_name(f"{final.name}{REPLACED}")
     if final.exists():
         final.rename(replaced)
     partial.rename(final)
@@ -182,12 +182,12 @@ def save_weights(model: Model, folder: Path) -> None:
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -233,9 +233,12 @@ def save_random_states(path: Path) -> None:
 
 
 def remove_partials(root: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Clear up after a killed process: half-written folders go, a replaced one comes back."""
     for path in root.glob("checkpoint-*"):
-        if path.suffix in (PARTIAL, ".replaced"):
+        final = path.with_suffix("")
+        if path.suffix == REPLACED and not final.exists():
+            path.rename(final)
+        elif path.suffix in (PARTIAL, REPLACED):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -199,7 +199,10 @@ def _from_transformers(
     arguments: TrainingArguments,
 ) -> Optimizer:
     if NEEDS.get(name) in (GALORE, APOLLO):
-        arguments.optim_target_modules = plan.arguments.get("target_modules", "all-linear")
+        targets = plan.target_modules or "all-linear"
+        arguments.optim_target_modules = targets if isinstance(targets, str) else list(targets)
+    elif plan.target_modules is not None:
+        raise _problem("optim_target_modules", f"does not act with `optimizer: {name}`")
     network: Any = model
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, network)
     low_rank = options.pop("params", None)

@@ -4,6 +4,7 @@ Each stop says where it happened, what is kept, and how to go on.
 """
 
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class StopRequest(TrainerCallback):
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.process = os.getpid()
         self.nothing_to_lose = False
         """True while the model is evaluated before its first step: stop at once then."""
 
@@ -36,6 +38,7 @@ class StopRequest(TrainerCallback):
 
         Signals reach Python's main thread only; started from another thread, nothing is caught.
         """
+        self.process = os.getpid()
         handled = (signal.SIGINT, signal.SIGTERM)
         try:
             before = {number: signal.signal(number, self._receive) for number in handled}
@@ -49,6 +52,8 @@ class StopRequest(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:
+            return  # a data loader's worker, which Ctrl-C in a terminal reaches too
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)

@@ -127,6 +127,12 @@ def test_half_written_folders_of_a_killed_process_are_removed_at_the_next_start(
     assert list(tmp_path.glob("checkpoint*")) == []
 
 
+def test_a_process_killed_while_replacing_loses_nothing(tmp_path):
+    write(tmp_path, 3).rename(tmp_path / "checkpoint-3.replaced")
+    checkpoints.remove_partials(tmp_path)
+    assert damage_of(tmp_path / "checkpoint-3") is None
+
+
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
     write(tmp_path, 1, "old")
     write(tmp_path, 1, "new")

@@ -74,6 +74,16 @@ def test_optim_args_reach_the_optimizer_with_their_types(tmp_path):
     assert optimizer.defaults["amsgrad"] is True
 
 
+def test_optim_args_may_be_lists(tmp_path):
+    optimizer = build(tmp_path, Weight(), arguments={"betas": [0.5, 0.6]})
+    assert tuple(optimizer.defaults["betas"]) == (0.5, 0.6)
+
+
+def test_target_modules_without_a_projecting_optimizer_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="optim_target_modules"):
+        build(tmp_path, Weight(), target_modules=("q_proj",))
+
+
 def test_optim_args_that_nobody_takes_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="did you mean `amsgrad`"):
         build(tmp_path, Weight(), arguments={"amsgrd": True})
