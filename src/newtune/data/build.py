@@ -1,20 +1,26 @@
 """Rows of one dataset → examples in a store, a chunk at a time, everything counted."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from multiprocessing import get_context
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from newtune.data.counts import DatasetCounts, Tally
-from newtune.data.formats import Format
+from newtune.data.formats import Format, FormatOptions, PromptMapping, make_format
 from newtune.data.rendered import Drop, Rendered, Tokens
 from newtune.data.sources import NumberedRow, Rows
 from newtune.data.store import ExampleWriter
-from newtune.data.tokenize import TextEncoder, TokenBatch, as_batch
+from newtune.data.tokenize import TextEncoder, TokenBatch, as_batch, end_to_end
 from newtune.errors import DataError
+
+ROWS_WORTH_PROCESSES = 50_000
+"""From so many rows on, starting processes (seconds) costs less than they save."""
 
 Excess = Literal["drop", "truncate", "raise"]
 
@@ -28,22 +34,74 @@ class Limits:
     min_tokens: int = 0
 
 
-class _Encoded(NamedTuple):
-    """Examples of a chunk and the rows they came from."""
+@dataclass(frozen=True)
+class RowReader:
+    """What turns raw rows into tokens; pickles, so that other processes can do it too."""
+
+    type: str | PromptMapping | None
+    options: FormatOptions
+    encoder: TextEncoder
+
+    @cached_property
+    def format(self) -> Format:
+        """The format of the rows."""
+        return make_format(self.type, self.options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowReader, (self.type, self.options, self.encoder)
+
+    def read(self, chunk: Sequence[NumberedRow]) -> "EncodedRows":
+        """Return the tokens of some rows; a chunk's ready-made tokens come after its texts."""
+        texts: list[tuple[Origin, Rendered]] = []
+        tokens: list[tuple[Origin, Tokens]] = []
+        drops: list[tuple[Origin, str]] = []
+        for row in chunk:
+            origin = Origin(row.number, row.place)
+            outcome = self.format.read(row)
+            if isinstance(outcome, Drop):
+                drops.append((origin, outcome.reason))
+            elif isinstance(outcome, Rendered):
+                texts.append((origin, outcome))
+            else:
+                tokens.append((origin, outcome))
+        rendered = [text for _, text in texts]
+        batches = [self.encoder.encode(rendered)] if rendered else []
+        batches += [as_batch([row for _, row in tokens])] if tokens else []
+        return EncodedRows(
+            batch=end_to_end(batches),
+            origins=[origin for origin, _ in [*texts, *tokens]],
+            drops=drops,
+            turns=sum(text.turns for text in rendered),
+            ended=sum(text.ended for text in rendered),
+        )
+
+
+class Origin(NamedTuple):
+    """A row's number in its source, and where it stands, in words."""
+
+    number: int
+    place: str
+
+
+class EncodedRows(NamedTuple):
+    """Examples of a chunk, the rows they came from, and the rows that gave none."""
 
     batch: TokenBatch
-    rows: Sequence[NumberedRow]
+    origins: Sequence[Origin]
+    drops: Sequence[tuple[Origin, str]]
+    turns: int
+    ended: int
 
 
 def build_examples(
     rows: Rows,
-    format: Format,
-    encoder: TextEncoder,
+    reader: RowReader,
     limits: Limits,
     writer: ExampleWriter,
     *,
     name: str,
     dataset: int,
+    processes: int = 1,
 ) -> DatasetCounts:
     """Write the examples of one dataset and return what was counted.
 
@@ -51,59 +109,53 @@ def build_examples(
         DataError: a row is wrong, nothing can be trained, or the end of a trained turn never is.
     """
     tally = Tally(name)
-    for encoded in _encode(rows, format, encoder, tally):
-        batch, numbers = _fit(encoded, format, limits, tally)
+    turns = ended = 0
+    for encoded in _encode(rows, reader, processes):
+        tally.rows_read += len(encoded.origins) + len(encoded.drops)
+        turns, ended = turns + encoded.turns, ended + encoded.ended
+        for origin, reason in encoded.drops:
+            tally.drop(reason, origin.number, origin.place)
+        batch, numbers = _fit(encoded, reader.format, limits, tally)
         tally.lengths.append(batch.lengths)
         tally.trained_tokens += int(batch.trained().sum())
         if len(numbers):
             writer.write(batch, dataset=dataset, rows=numbers)
     counts = tally.total()
     _check_trained(counts)
-    _check_ends(format, name)
+    if turns and not ended:
+        _check_ends(reader.options, name)
     return counts
 
 
-def _encode(rows: Rows, format: Format, encoder: TextEncoder, tally: Tally) -> Iterator[_Encoded]:
-    """Render the next chunk while the tokenizer, which needs no interpreter lock, does the last."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        waiting: Future[TokenBatch] | None = None
-        waiting_rows: list[NumberedRow] = []
+def _encode(rows: Rows, reader: RowReader, processes: int) -> Iterator[EncodedRows]:
+    """Read chunks ahead, in order.
+
+    Two threads let one chunk be rendered while the tokenizer, which needs no interpreter lock and
+    has its own threads, works on another; processes are worth their start for many rows only.
+    """
+    many = processes > 1 and len(rows) >= ROWS_WORTH_PROCESSES
+    workers = processes if many else 2
+    with _executor(workers, processes=many) as executor:
+        ahead: deque[Future[EncodedRows]] = deque()
         for chunk in rows.chunks():
-            tally.rows_read += len(chunk)
-            texts, tokens = _read(chunk, format, tally)
-            if tokens:
-                yield _Encoded(as_batch([row for _, row in tokens]), [row for row, _ in tokens])
-            if not texts:
-                continue
-            future = executor.submit(encoder.encode, [text for _, text in texts])
-            if waiting:
-                yield _Encoded(waiting.result(), waiting_rows)
-            waiting, waiting_rows = future, [row for row, _ in texts]
-        if waiting:
-            yield _Encoded(waiting.result(), waiting_rows)
+            ahead.append(executor.submit(reader.read, chunk))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
-def _read(
-    chunk: Sequence[NumberedRow], format: Format, tally: Tally
-) -> tuple[list[tuple[NumberedRow, Rendered]], list[tuple[NumberedRow, Tokens]]]:
-    texts: list[tuple[NumberedRow, Rendered]] = []
-    tokens: list[tuple[NumberedRow, Tokens]] = []
-    for row in chunk:
-        outcome = format.read(row)
-        if isinstance(outcome, Drop):
-            tally.drop(outcome.reason, row.number, row.place)
-        elif isinstance(outcome, Rendered):
-            texts.append((row, outcome))
-        else:
-            tokens.append((row, outcome))
-    return texts, tokens
+def _executor(workers: int, *, processes: bool) -> Executor:
+    if not processes:
+        return ThreadPoolExecutor(workers)
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
 def _fit(
-    encoded: _Encoded, format: Format, limits: Limits, tally: Tally
+    encoded: EncodedRows, format: Format, limits: Limits, tally: Tally
 ) -> tuple[TokenBatch, NDArray[np.int64]]:
     """Cut, truncate or drop what is too long, and drop what is too short or untrained."""
-    batch, rows = encoded
+    batch, rows = encoded.batch, encoded.origins
     places = np.arange(len(rows))
     too_long = batch.lengths > limits.max_tokens
     if format.cut:
@@ -147,14 +199,11 @@ def _check_trained(counts: DatasetCounts) -> None:
     raise DataError(f"{counts.name}: no trained token in {counts.rows_read} rows. {reasons}.")
 
 
-def _check_ends(format: Format, name: str) -> None:
-    chat = format.chat
-    if not chat or not chat.ends.turns or chat.ends.trained:
-        return
-    if "turn" not in (chat.train_on_eos, chat.train_on_eot):
+def _check_ends(options: FormatOptions, name: str) -> None:
+    if "turn" not in (options.train_on_eos, options.train_on_eot):
         return
     raise DataError(
         f"{name}: the chat template never ends a trained turn with an end-of-turn token, so the "
-        f"model would not learn to stop (end tokens looked for: {', '.join(chat.end_tokens)}). "
+        f"model would not learn to stop (end tokens looked for: {', '.join(options.end_tokens)}). "
         "Set `eot_tokens` to what ends a turn, another `chat_template`, or `train_on_eos: none`."
     )

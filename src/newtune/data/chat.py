@@ -11,7 +11,7 @@ end-of-turn token, because that is how it will stop:
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -53,14 +53,6 @@ class Conversation:
     tools: list[Any] | None = None
 
 
-@dataclass
-class EndOfTurn:
-    """How often the template closed a trained turn, and how often that was trained."""
-
-    turns: int = 0
-    trained: int = 0
-
-
 @dataclass(frozen=True)
 class ChatRenderer:
     """Renders conversations with one template and finds what is trained.
@@ -74,7 +66,6 @@ class ChatRenderer:
     eos_token: str | None = None
     train_on_eos: TrainOn = "turn"
     train_on_eot: TrainOn = "turn"
-    ends: EndOfTurn = field(default_factory=EndOfTurn, compare=False)
 
     @cached_property
     def generation_prompt(self) -> str:
@@ -103,8 +94,7 @@ class ChatRenderer:
             self._turn_range(rendering, index, turn, place)
             for index, turn in enumerate(conversation.turns)
         ]
-        spans = self._trained_spans(conversation.turns, rendering, ranges)
-        return Rendered(rendering.text, spans)
+        return self._rendered(conversation.turns, rendering, ranges)
 
     def _turn_range(self, rendering: Rendering, index: int, turn: Turn, place: str) -> "TurnRange":
         """Find where turn `index` begins, where its end token stands, and where it ends."""
@@ -154,27 +144,27 @@ class ChatRenderer:
         follows = match and not (block and text[block.end : match.start()].strip())
         return match.span() if match and follows else (body_end, body_end)
 
-    def _trained_spans(
+    def _rendered(
         self, turns: Sequence[Turn], rendering: Rendering, ranges: Sequence["TurnRange"]
-    ) -> list[Span]:
+    ) -> Rendered:
+        """Put together what is trained of each turn and of its end."""
         trained: list[Span] = []
+        trained_turns = ended = 0
         last_end = max((i for i, found in enumerate(ranges) if found.has_end), default=-1)
         for index, (turn, found) in enumerate(zip(turns, ranges, strict=True)):
-            is_trained = any(detail.train for detail in turn.details) or turn.train
+            is_trained = turn.train or any(detail.train for detail in turn.details)
+            trained_turns += is_trained
             if turn.details:
                 trained += _detail_spans(turn.details, found.own)
             elif turn.train and found.body_end > found.start:
                 trained += _without_others(Span(found.start, found.body_end), index, rendering)
-            if is_trained:
-                self.ends.turns += 1
-            if not found.has_end:
-                continue
             is_eos = rendering.text[found.body_end : found.end] == self.eos_token
             wish = self.train_on_eos if is_eos else self.train_on_eot
-            if _trains_end(wish, turn_trained=is_trained, is_last=index == last_end):
-                self.ends.trained += is_trained
+            is_last = index == last_end
+            if found.has_end and _trains_end(wish, turn_trained=is_trained, is_last=is_last):
+                ended += is_trained
                 trained.append(Span(found.body_end, found.end))
-        return _merged(trained)
+        return Rendered(rendering.text, _merged(trained), turns=trained_turns, ended=ended)
 
 
 class TurnRange(NamedTuple):

@@ -6,6 +6,7 @@ make the key, so that a cache is right or not used.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,14 +20,13 @@ from numpy.typing import NDArray
 
 from newtune.config.data import DatasetSection, PromptSection
 from newtune.config.run import RunConfig
-from newtune.data.build import Limits, build_examples
+from newtune.data.build import Limits, RowReader, build_examples
 from newtune.data.counts import DatasetCounts
 from newtune.data.formats import (
     CONVERSATIONS,
     FORMAT_VERSION,
     FormatOptions,
     PromptMapping,
-    make_format,
 )
 from newtune.data.formats.options import ROLES
 from newtune.data.packing import PackingOptions, epoch_sequences, packing_efficiency
@@ -36,7 +36,7 @@ from newtune.data.template_choice import choose_template
 from newtune.data.tokenize import TextEncoder
 from newtune.data.tracing import ChatTemplate
 from newtune.errors import DataError
-from newtune.logs import logger
+from newtune.logs import logger, notice
 from newtune.plan.parts import DataFacts
 
 if TYPE_CHECKING:
@@ -79,6 +79,19 @@ class DatasetPlan:
     options: FormatOptions
     held_out: bool
 
+    def reader(self, encoder: TextEncoder) -> RowReader:
+        """Return what reads this dataset's rows.
+
+        Raises:
+            DataError: there is no such format, or its options contradict each other.
+        """
+        reader = RowReader(self.type, self.options, encoder)
+        try:
+            _ = reader.format
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from error
+        return reader
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -107,8 +120,11 @@ def prepare_data(
     """
     datasets = _plan_datasets(config, tokenizer)
     encoder = TextEncoder.from_tokenizer(tokenizer)
+    for plan in datasets:
+        plan.reader(encoder)  # a wrong format is found before anything is read
     limits, eval_limits = _limits(config)
     choice = _choice(config)
+    processes = config.data.dataset_num_proc or os.cpu_count() or 1
     key = _cache_key(datasets, encoder, limits, eval_limits, choice)
     root = Path(config.data.dataset_prepared_path or DEFAULT_FOLDER)
     folder = root / key
@@ -116,15 +132,31 @@ def prepare_data(
     with FileLock(root / f".{key}.lock"):
         cached = (folder / MANIFEST).is_file() and not force
         if not cached:
-            _write_cache(folder, datasets, encoder, limits, eval_limits, choice)
+            _write_cache(folder, datasets, encoder, limits, eval_limits, choice, processes)
     logger.info("%s %s", "Using the prepared data of" if cached else "Prepared", folder)
-    return _open_prepared(
+    data = _open_prepared(
         folder,
         _packing(config),
         _pad_id(tokenizer),
         cached=cached,
         chat_template=_template_to_save(config, datasets),
     )
+    _compare_estimates(config, data.facts)
+    return data
+
+
+def _compare_estimates(config: RunConfig, facts: DataFacts) -> None:
+    """Say how estimates that the user gave differ from what was counted."""
+    measured = {
+        "sample_packing_eff_est": (
+            config.sequence.sample_packing_eff_est,
+            facts.packing_efficiency,
+        ),
+        "total_num_tokens": (config.sequence.total_num_tokens, facts.tokens),
+    }
+    for key, (given, counted) in measured.items():
+        if given is not None and counted is not None:
+            notice(f"`{key}` is given as {given:g}; counted: {counted:g}, which is what is used.")
 
 
 def _plan_datasets(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[DatasetPlan]:
@@ -373,27 +405,41 @@ def _write_cache(
     limits: Limits,
     eval_limits: Limits,
     choice: Choice,
+    processes: int,
 ) -> None:
     """Write aside, then rename: a folder with the final name is whole."""
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
+    try:
+        _write_parts(aside, datasets, encoder, limits, eval_limits, choice, processes)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_parts(
+    aside: Path,
+    datasets: Sequence[DatasetPlan],
+    encoder: TextEncoder,
+    limits: Limits,
+    eval_limits: Limits,
+    choice: Choice,
+    processes: int,
+) -> None:
     counts: list[DatasetCounts] = []
     with ExampleWriter(aside / "train.arrow") as train, ExampleWriter(aside / "eval.arrow") as test:
         for number, plan in enumerate(datasets):
-            try:
-                format = make_format(plan.type, plan.options)
-            except DataError as error:
-                raise DataError(f"{plan.name}: {error}") from error
             counts.append(
                 build_examples(
                     plan.rows,
-                    format,
-                    encoder,
+                    plan.reader(encoder),
                     eval_limits if plan.held_out else limits,
                     test if plan.held_out else train,
                     name=plan.name,
                     dataset=number,
+                    processes=processes,
                 )
             )
     every = ExampleStore(aside / "train.arrow")
@@ -403,8 +449,6 @@ def _write_cache(
     np.save(aside / "held_out.npy", held_out)
     manifest = {"counts": [asdict(count) for count in counts]}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
 
 
 def choose_examples(

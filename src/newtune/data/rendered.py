@@ -16,13 +16,16 @@ class Span(NamedTuple):
 class Rendered(NamedTuple):
     """The text of one row; `spans` are its trained characters, in order and apart.
 
-    `bos` asks for the tokenizer's own opening tokens, `eos` for its end-of-sequence token.
+    `bos` asks for the tokenizer's own opening tokens, `eos` for its end-of-sequence token. `turns`
+    counts a conversation's trained turns, `ended` those whose end token is trained too.
     """
 
     text: str
     spans: Sequence[Span]
     bos: bool = False
     eos: Eos = "none"
+    turns: int = 0
+    ended: int = 0
 
 
 class Tokens(NamedTuple):

@@ -183,3 +183,12 @@ def as_batch(rows: Sequence[Tokens]) -> TokenBatch:
     labels = np.fromiter(chain.from_iterable(row.labels for row in rows), np.int32)
     labels[(np.cumsum(lengths) - lengths)[lengths > 0]] = IGNORE_INDEX
     return TokenBatch(input_ids, labels, lengths)
+
+
+def end_to_end(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """Return the examples of several batches as one."""
+    if len(batches) == 1:
+        return batches[0]
+    empty = np.empty(0, dtype=np.int32)
+    columns = zip(*(batches or [TokenBatch(empty, empty, empty)]), strict=True)
+    return TokenBatch(*(np.concatenate(column) for column in columns))

@@ -201,3 +201,52 @@ def test_held_out_batches_cover_everything_once(tmp_path):
     batches = EvalBatches(data, 4)
     assert sorted(row for i in range(len(batches)) for row in batches.rows_of(i)) == list(range(11))
     assert len(EvalBatches(data, 4, world_size=2)) == 2
+
+
+def test_processes_give_what_threads_give(tmp_path, monkeypatch):
+    write_rows(tmp_path / "rows.jsonl", questions(5000))
+    alone = prepare(tmp_path, dataset_num_proc=1)
+    monkeypatch.setattr("newtune.data.build.ROWS_WORTH_PROCESSES", 1)
+    together = prepare(tmp_path, dataset_num_proc=2, force=True)
+    assert alone.counts == together.counts
+    assert all(
+        np.array_equal(alone.train[i].labels, together.train[i].labels) for i in range(0, 5000, 97)
+    )
+
+
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+def test_a_template_that_never_ends_a_turn_is_an_error(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [CHAT])
+    keys = {
+        "datasets": [{"path": "rows.jsonl", "type": "chat_template"}],
+        "chat_template": "jinja",
+        "chat_template_jinja": "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}",
+    }
+    with pytest.raises(DataError, match="never ends a trained turn"):
+        prepare(tmp_path, **keys)
+    keys["datasets"] = [{**keys["datasets"][0], "train_on_eos": "none"}]
+    assert prepare(tmp_path, **keys).chat_template == keys["chat_template_jinja"]
+
+
+def test_an_unknown_format_is_found_before_anything_is_written(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(2))
+    with pytest.raises(DataError, match=r"rows.jsonl: `type: alpacca`.*did you mean `alpaca`"):
+        prepare(tmp_path, datasets=[{"path": "rows.jsonl", "type": "alpacca"}])
+    assert not list((tmp_path / "prepared").glob("*.partial"))
+
+
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [*questions(3), {"instruction": "x"}])
+    with pytest.raises(DataError, match="no field `output`"):
+        prepare(tmp_path)
+    left = [path.name for path in (tmp_path / "prepared").iterdir()]
+    assert all(name.endswith(".lock") for name in left)
+
+
+def test_given_estimates_are_compared_with_the_count(tmp_path, caplog):
+    write_rows(tmp_path / "rows.jsonl", questions(3))
+    with caplog.at_level("INFO"):
+        data = prepare(tmp_path, total_num_tokens=7)
+    assert f"given as 7; counted: {data.facts.tokens}" in caplog.text
