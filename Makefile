@@ -15,6 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 RECIPE := recipes/quickstart.yaml
 RESULT := outputs/quickstart
+INSTRUCTION := Write the cron expression.
 QUESTION := Please water the plants every Tuesday at half past six in the evening
 
 .DEFAULT_GOAL := help
@@ -40,7 +41,9 @@ quickstart: $(VENV)/.installed $(MODEL)
 	  rm -rf $(RESULT).previous && mv $(RESULT) $(RESULT).previous; fi
 	$(BIN)/newtune train $(RECIPE)
 	$(BIN)/newtune merge $(RECIPE)
-	$(BIN)/newtune chat $(RECIPE) --message "$(QUESTION)"
+	@echo; echo "Asked: $(QUESTION)"
+	@echo "$(QUESTION)" | $(BIN)/newtune chat $(RECIPE) --system "$(INSTRUCTION)"
+	@echo 'Ask more: $(BIN)/newtune chat $(RECIPE) --system "$(INSTRUCTION)"'
 
 $(MODEL): examples/quickstart/fetch_model.py | $(VENV)/.created
 	$(BIN)/python examples/quickstart/fetch_model.py
