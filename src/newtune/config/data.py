@@ -174,7 +174,7 @@ class DataSection(Section):
     number of rows, below 1 a share. 0: none."""
     dataset_prepared_path: str | None = None
     """Folder of the cache of tokenised data. A cache is used only if file content, tokenizer,
-    template and every option that changes tokens are the same."""
+    template and every option that changes tokens are the same. Empty: `last_run_prepared`."""
     num_dataset_shards_to_save: Positive | None = None
     """Number of files of the cache."""
     skip_prepare_dataset: bool | None = None

@@ -1,6 +1,8 @@
 """Experiment trackers; none is on by default, and nothing else is ever reported anywhere."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from newtune.config.section import Positive, Section, Strings
 
@@ -42,7 +44,7 @@ class TrackingSection(Section):
     """Upload checkpoints too."""
     use_comet: bool | None = None
     """Report to Comet. Empty: when `comet_project_name` is given."""
-    comet_api_key: str | None = None
+    comet_api_key: Annotated[str | None, Field(exclude=True, repr=False)] = None
     """Key. Better kept in Comet's own settings: the resolved configuration is saved, without it."""
     comet_workspace: str | None = None
     """Workspace."""

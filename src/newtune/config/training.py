@@ -110,11 +110,13 @@ class TrainingSection(Section):
     lr_quadratic_warmup: bool = False
     """The warm-up grows with the square of the step."""
     warmup_steps: NotNegative | None = None
-    """Steps until the learning rate is at its peak. Excludes `warmup_ratio`."""
+    """Steps until the learning rate is at its peak. Excludes `warmup_ratio`. With neither: 3 % of
+    the run, at most 100 steps."""
     warmup_ratio: Share | None = None
     """The same as a share of the run. Excludes `warmup_steps`."""
     logging_steps: Positive | None = None
-    """Metrics are logged every so many steps. Empty: chosen by the length of the run."""
+    """Metrics are logged every so many steps. Empty: about 200 times over the run, at most 10 steps
+    apart."""
     include_tokens_per_second: bool | None = None
     """Report tokens per second. newtune always does."""
     include_tkps: bool | None = None

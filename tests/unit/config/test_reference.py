@@ -21,6 +21,13 @@ def test_the_page_in_the_docs_is_up_to_date() -> None:
     )
 
 
+def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
+    file = PAGE.parents[1] / "recipes" / "newtune.schema.json"
+    assert json.loads(file.read_text(encoding="utf-8")) == json_schema(), (
+        "write it anew: newtune schema > recipes/newtune.schema.json"
+    )
+
+
 def test_all_keys_are_on_the_page() -> None:
     page = markdown()
     assert all(f"| `{name}` |" in page for name in all_keys())

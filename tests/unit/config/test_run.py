@@ -109,6 +109,13 @@ def test_a_dump_loads_to_an_equal_config() -> None:
     assert again.training == config.training
 
 
+def test_a_key_that_is_secret_is_not_saved() -> None:
+    config = valid(comet_project_name="x", comet_api_key="secret")
+    assert config.tracking.comet_api_key == "secret"
+    assert "comet_api_key" not in config.dump()
+    assert "secret" not in repr(config)
+
+
 ACTING = [
     name
     for name, info in all_keys().items()
