@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from newtune.cli.config_file import read_config
 from newtune.cli.show_data import (
     show_counts,
     show_dropped,
@@ -10,7 +11,6 @@ from newtune.cli.show_data import (
     show_pack,
     show_totals,
 )
-from newtune.config.load import load_config
 from newtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run(
     Raises:
         DataError: no example came from row `row`.
     """
-    config = load_config(config_path, overrides)
+    config = read_config(config_path, overrides)
     from newtune.data.packing import epoch_sequences
     from newtune.data.prepare import prepare_data
     from newtune.model.tokenizer import load_tokenizer

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from newtune.cli.config_file import read_config
 from newtune.cli.show_results import show_evaluation
-from newtune.config.load import load_config
 
 if TYPE_CHECKING:
     from newtune.outputs.load import Which
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def run(config_path: Path, overrides: list[str], *, which: "Which | None" = None) -> int:
     """Print the scores of one model: merged, adapter, model or base."""
-    config = load_config(config_path, overrides)
+    config = read_config(config_path, overrides)
     from newtune.run import evaluate
 
     show_evaluation(evaluate(config, which=which))

@@ -204,6 +204,9 @@ def version() -> None:
 def call(command: str, *arguments: Any, **options: Any) -> NoReturn:
     """Run `cli/<command>.py` and leave with its code; an error of the user's has no traceback."""
     try:
+        from newtune.cli.show import show_log
+
+        show_log()
         code = import_module(f"newtune.cli.{command}").run(*arguments, **options)
     except NewtuneError as error:
         from newtune.cli.show import show_error

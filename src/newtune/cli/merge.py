@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from newtune.cli.config_file import read_config
 from newtune.cli.show_results import show_merge
-from newtune.config.load import load_config
 
 
 def run(
@@ -16,7 +16,7 @@ def run(
 ) -> int:
     """Write `output_dir/merged` and print how close it is to base + adapter."""
     given = [*overrides, "--merged_dtype", dtype] if dtype else overrides
-    config = load_config(config_path, given)
+    config = read_config(config_path, given)
     from newtune.run import merge
 
     show_merge(merge(config, overwrite=overwrite, keep=keep), config_path)

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from newtune.cli.config_file import read_config
 from newtune.cli.show_run import show_json, show_plan
-from newtune.config.load import load_config
 
 
 def run(config_path: Path, overrides: list[str], *, as_json: bool = False) -> int:
     """Print the plan of a configuration."""
-    config = load_config(config_path, overrides)
+    config = read_config(config_path, overrides)
     from newtune.plan.plan import plan_as_dict
     from newtune.run import prepare, refuse_unread_keys
 

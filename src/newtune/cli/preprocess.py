@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from newtune.cli.show import show_notices
+from newtune.cli.config_file import read_config
 from newtune.cli.show_data import show_counts, show_totals
-from newtune.config.load import load_config
 
 
 def run(config_path: Path, overrides: list[str], *, force: bool = False) -> int:
     """Prepare the data of a configuration; `force` does it anew though a cache is there."""
-    config = load_config(config_path, overrides)
-    show_notices(config.notices)
+    config = read_config(config_path, overrides)
     from newtune.data.prepare import prepare_data
     from newtune.model.tokenizer import load_tokenizer
 

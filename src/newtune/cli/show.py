@@ -1,5 +1,6 @@
 """Print with rich: problems, notices, keys."""
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.text import Text
 
 from newtune.config.explain import problem_lines
 from newtune.errors import ConfigError, NewtuneError
+from newtune.logs import logger
 
 
 def show_error(error: NewtuneError) -> None:
@@ -33,6 +35,23 @@ def show_notices(notices: Iterable[str]) -> None:
     """Print what was translated or has no effect, to stderr."""
     for text in notices:
         _stderr().print(f"[yellow]notice[/] {escape(text)}", soft_wrap=True)
+
+
+class LogLines(logging.Handler):
+    """Prints the package's log records to stderr: warnings stand out, the rest is plain."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        mark = "[yellow]warning[/] " if record.levelno >= logging.WARNING else "[dim]·[/] "
+        _stderr().print(mark + escape(record.getMessage()), soft_wrap=True)
+
+
+def show_log() -> None:
+    """Print what newtune's modules say from here on, once per process."""
+    if not logger.handlers:
+        logger.addHandler(LogLines())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def show_valid(path: str, notices: int) -> None:

@@ -3,15 +3,15 @@
 import sys
 from pathlib import Path
 
+from newtune.cli.config_file import read_config
 from newtune.cli.show_run import show_summary
-from newtune.config.load import load_config
 
 
 def run(config_path: Path, overrides: list[str], *, resume: bool = False) -> int:
     """Train, then print the result."""
     if resume:
         overrides = [*overrides, "--auto_resume_from_checkpoints", "true"]
-    config = load_config(config_path, overrides)
+    config = read_config(config_path, overrides)
     from newtune.run import train
 
     show_summary(train(config), config_path)
