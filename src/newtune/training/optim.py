@@ -135,6 +135,8 @@ def build_optimizer(
     check_optimizer(plan.name)
     name = ALIASES.get(plan.name, plan.name)
     groups = parameter_groups(model, plan)
+    if plan.target_modules is not None and NEEDS.get(name) not in (GALORE, APOLLO):
+        raise _problem("optim_target_modules", f"does not act with `optimizer: {name}`")
     if name in EXTRA:
         return EXTRA[name](groups, plan, model)
     return _from_transformers(name, groups, plan, model, arguments)
@@ -201,13 +203,13 @@ def _from_transformers(
     if NEEDS.get(name) in (GALORE, APOLLO):
         targets = plan.target_modules or "all-linear"
         arguments.optim_target_modules = targets if isinstance(targets, str) else list(targets)
-    elif plan.target_modules is not None:
-        raise _problem("optim_target_modules", f"does not act with `optimizer: {name}`")
     network: Any = model
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, network)
     low_rank = options.pop("params", None)
     if low_rank is not None and plan.embedding_learning_rate is not None:
         raise _problem("embedding_lr", f"does not act with `optimizer: {name}`")
+    for group in low_rank or ():
+        group["weight_decay"] = plan.weight_decay
     if low_rank is None:
         options.update(_own_arguments(optimizer_class, name, plan.arguments))
     optimizer: Optimizer = optimizer_class(low_rank or groups, **options)
@@ -216,9 +218,8 @@ def _from_transformers(
     return optimizer
 
 
-_READ_BY_TRANSFORMERS: Mapping[Package, frozenset[str]] = {
-    BITSANDBYTES: frozenset({"beta1", "beta2", "beta3"}),
-}
+ADEMAMIX_BETAS = frozenset({"beta1", "beta2", "beta3"})
+"""transformers reads them from `optim_args` one by one and hands them over as `betas`."""
 
 
 def _own_arguments(
@@ -226,10 +227,9 @@ def _own_arguments(
 ) -> dict[str, Any]:
     """Return `optim_args` as keyword arguments of the class, refusing those it does not take."""
     allowed = [key for key in inspect.signature(optimizer_class).parameters if key != "params"]
-    package = NEEDS.get(name)
-    elsewhere = _READ_BY_TRANSFORMERS.get(package, frozenset()) if package else frozenset()
+    elsewhere = ADEMAMIX_BETAS if "ademamix" in name else frozenset[str]()
     for key in given:
-        if key not in allowed and not ("ademamix" in name and key in elsewhere):
+        if key not in allowed and key not in elsewhere:
             hint = did_you_mean(key, allowed) or f"it takes: {', '.join(allowed)}"
             raise _problem(f"optim_args.{key}", f"`optimizer: {name}` has no `{key}`; {hint}")
     return {key: value for key, value in given.items() if key in allowed}
