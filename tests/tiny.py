@@ -60,6 +60,17 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False},
     "cohere": {"logit_scale": 0.5},
     "granite": {"logits_scaling": 4.0, "tie_word_embeddings": True},
+    "gemma": {"head_dim": 8},
+    "olmo2": {"tie_word_embeddings": False},
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+    "smollm3": {"tie_word_embeddings": True},
+    "stablelm": {"tie_word_embeddings": False},
+    "starcoder2": {"tie_word_embeddings": True},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
 }
 """Family (`model_type`) → what its config needs beyond the common sizes."""

@@ -5,12 +5,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from newtune.model.attention import register_attention
+from newtune.plan.attention import PROVEN_FAMILIES
 from tiny import tiny_model
 
-FAMILIES = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "mixtral", "cohere",
-    "granite",
-)  # fmt: skip
+FAMILIES = sorted(PROVEN_FAMILIES)
 CASES = [
     (family, attention)
     for family in FAMILIES
@@ -18,6 +16,10 @@ CASES = [
     if (family, attention) != ("gemma2", "sdpa")  # transformers refuses its soft-cap there
 ]
 every_case = pytest.mark.parametrize(("family", "attention"), CASES)
+our_case = pytest.mark.parametrize(
+    ("family", "attention"),
+    [(family, "newtune_packed") for family in FAMILIES] + [("llama", "eager"), ("llama", "sdpa")],
+)
 
 LENGTHS = (3, 11, 1, 7)
 """One is longer than the tiny models' sliding window of 5, one is a single token."""
@@ -71,7 +73,7 @@ def test_packed_equals_unpacked_in_logits_loss_and_gradients(family, attention):
     assert_all_close(gradients(model, ours), gradients(model, theirs))
 
 
-@every_case
+@our_case
 def test_other_tokens_in_one_example_do_not_change_another(family, attention):
     model, parts = build(family, attention), examples()
     before = logits_packed(model, parts)
@@ -82,7 +84,7 @@ def test_other_tokens_in_one_example_do_not_change_another(family, attention):
     assert (before[1] - after[1]).abs().max() > 0.1
 
 
-@every_case
+@our_case
 def test_padding_as_its_own_example_does_not_matter(family, attention):
     model, parts = build(family, attention), examples()
     padding = torch.full((1, 9), 3)
@@ -90,7 +92,7 @@ def test_padding_as_its_own_example_does_not_matter(family, attention):
     assert_all_close(padded, logits_packed(model, parts))
 
 
-@every_case
+@our_case
 def test_rows_of_a_batch_keep_their_own_boundaries(family, attention):
     model, parts = build(family, attention), examples((4, 9, 7, 6))
     alone = [logits_alone(model, part) for part in parts]
@@ -104,7 +106,7 @@ def test_rows_of_a_batch_keep_their_own_boundaries(family, attention):
     assert_all_close(packed, alone)
 
 
-@every_case
+@our_case
 def test_flash_boundaries_beside_the_positions_change_nothing(family, attention):
     model, parts = build(family, attention), examples()
     ends = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
