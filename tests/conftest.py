@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# The tests are tiny and run side by side: more threads would only wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

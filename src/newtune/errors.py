@@ -6,6 +6,7 @@
     ├── ModelError      a checkpoint, tokenizer or adapter
     ├── SetupError      a missing package or an unfit environment: the command that mends it
     ├── TrainingError   the run itself: step, rank
+    │   └── Interrupted a signal stopped it; a checkpoint is saved
     └── ExportError     merging, verifying, writing results
 
 Anything else that escapes is a bug of newtune and keeps its traceback.
@@ -62,6 +63,10 @@ class SetupError(NewtuneError):
 
 class TrainingError(NewtuneError):
     """A run had to stop; the message names the step and what is kept."""
+
+
+class Interrupted(TrainingError):  # noqa: N818 (it is not an error to obey)
+    """The run was asked to stop; a checkpoint is saved and the message says how to go on."""
 
 
 class ExportError(NewtuneError):

@@ -18,8 +18,8 @@ from newtune.model.facts import read_model_facts
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import load_model
-from newtune.model.tokenizer import load_tokenizer, read_tokenizer
-from newtune.outputs.conversation import stop_ids
+from newtune.model.tokenizer import load_tokenizer, new_token_ids, read_tokenizer
+from newtune.outputs.conversation import answer_ends, stop_ids
 from newtune.outputs.load import (
     Loaded,
     Which,
@@ -68,6 +68,8 @@ class Prepared:
     plan: Plan
     data: PreparedData
     tokenizer: PreTrainedTokenizerBase
+    new_token_ids: Sequence[int]
+    """Tokens that the configuration adds to the tokenizer."""
 
 
 def train(config: RunConfig) -> RunReport:
@@ -83,15 +85,16 @@ def train(config: RunConfig) -> RunReport:
     refuse_unread_keys(config)
     describe(run_dir, config, prepared)
 
-    model = load_model(plan.model, plan.adapter, tokenizer=tokenizer)
+    model = load_model(
+        plan.model, plan.adapter, tokenizer=tokenizer, new_token_ids=prepared.new_token_ids
+    )
     trainer = build_trainer(
         plan,
         model,
         tokenizer,
         training_data(prepared),
         run_dir,
-        loss_sum=compute_loss_sum,
-        generate=generate_greedy,
+        stop_ids=answer_ends(model, with_template(tokenizer, data.chat_template)),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
@@ -195,11 +198,14 @@ def prepare(config: RunConfig) -> Prepared:
     side = plan_model_side(config, world, model_facts(config))
     check_optimizer(config.training.optimizer)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
+    if side.family == "mistral":
+        tokenizer.padding_side = "left"
     data = prepare_data(config, tokenizer)
-    plan = make_plan(config, world, side, data.facts)
+    new_ids = new_token_ids(config.tokenizer, config.model, tokenizer)
+    plan = make_plan(config, world, side, data.facts, new_tokens=len(new_ids))
     check_schedule(plan.training.schedule)
     check_trackers(plan.training.trackers)
-    return Prepared(plan, data, tokenizer)
+    return Prepared(plan, data, tokenizer, new_ids)
 
 
 def model_facts(config: RunConfig) -> ModelFacts:

@@ -7,9 +7,8 @@ import threading
 import pytest
 from transformers import TrainerCallback
 
-from newtune.errors import TrainingError
+from newtune.errors import Interrupted, TrainingError
 from newtune.model.head import compute_loss_sum
-from newtune.training.stopping import Interrupted
 from runs import TinyRun, assert_same, packed, weights
 
 STEPS, STOP_AFTER = 6, 3

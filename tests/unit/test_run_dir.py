@@ -61,7 +61,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(run_dir):
 def test_a_missing_or_incomplete_checkpoint_is_named(run_dir):
     checkpoint(run_dir, 5)
     half = checkpoint(run_dir, 6, complete=False)
-    with pytest.raises(ConfigError, match="not a complete checkpoint.*checkpoint-5"):
+    with pytest.raises(ConfigError, match=r"not a complete checkpoint.*checkpoint-5"):
         run_dir.checkpoint_to_resume(str(half), automatic=False)
     with pytest.raises(ConfigError, match="does not exist"):
         run_dir.checkpoint_to_resume(str(run_dir.root / "checkpoint-7"), automatic=False)

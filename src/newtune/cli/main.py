@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from newtune import __version__
-from newtune.errors import NewtuneError
+from newtune.errors import Interrupted, NewtuneError
 
 INTERRUPTED = 130
 USER_ERROR = 2
@@ -212,7 +212,7 @@ def call(command: str, *arguments: Any, **options: Any) -> NoReturn:
         from newtune.cli.show import show_error
 
         show_error(error)
-        code = USER_ERROR
+        code = INTERRUPTED if isinstance(error, Interrupted) else USER_ERROR
     except KeyboardInterrupt:
         from newtune.cli.show import show_interrupted
 

@@ -126,9 +126,9 @@ IDLE: tuple[Idle, ...] = (
         "one device holds the whole model",
     ),
     Idle(
-        ("hub_*",),
-        lambda config: config.output.hub_model_id,
-        "`hub_model_id` is not given",
+        ("hub_strategy", "hub_private_repo", "hub_revision", "hub_always_push"),
+        never,
+        "nothing is uploaded without `hub_model_id`",
     ),
     Idle(
         ("save_total_limit", "save_only_model"),

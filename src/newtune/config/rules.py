@@ -346,10 +346,10 @@ def learning_rate_is_needed(config: RunConfig) -> Iterator[Problem]:
 
 @about("micro_batch_size", "gradient_accumulation_steps", "batch_size")
 def two_batch_numbers(config: RunConfig) -> Iterator[Problem]:
-    """Two of `micro_batch_size`, `gradient_accumulation_steps` and `batch_size` are needed."""
+    """Two of the three batch numbers are needed; accumulation is 1 beside `micro_batch_size`."""
     keys = ("micro_batch_size", "gradient_accumulation_steps", "batch_size")
     missing = [key for key in keys if getattr(config.training, key) is None]
-    if len(missing) > 1:
+    if len(missing) > 1 and "micro_batch_size" in missing:
         names = ", ".join(f"`{key}`" for key in keys)
         hint = "For instance `micro_batch_size: 2` and `gradient_accumulation_steps: 4`."
         yield Problem(missing[0], f"two of {names} are needed", hint)

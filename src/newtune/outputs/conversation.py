@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from newtune.errors import ExportError
 from newtune.model.generate import generate_greedy, stream_chat
@@ -83,11 +84,18 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
 
 
 def stop_ids(loaded: Loaded) -> list[int]:
+    """Return the tokens that end an answer of a loaded model."""
+    return answer_ends(loaded.model, loaded.tokenizer)
+
+
+def answer_ends(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
     """Return the tokens that end an answer: the model's, the tokenizer's, the template's."""
-    config = loaded.model.generation_config
+    config = model.generation_config
     configured = config.eos_token_id if config is not None else None
     ids = configured if isinstance(configured, list) else [configured]
-    ids = [*ids, loaded.tokenizer.eos_token_id, turn_end_id(loaded.tokenizer)]
+    ids = [*ids, tokenizer.eos_token_id, turn_end_id(tokenizer)]
     return sorted({token for token in ids if token is not None})
 
 

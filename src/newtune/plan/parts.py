@@ -234,9 +234,6 @@ class OutputPlan:
     """Where results go."""
 
     folder: Path
-    hub_model_id: str | None = None
-    hub_strategy: str | None = None
-    hub_private: bool = False
     merged_dtype: Dtype | None = None
     """None = the base checkpoint's own."""
 

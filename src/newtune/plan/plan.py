@@ -14,6 +14,7 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.adapters import count_trainable, resolve_targets
 from newtune.plan.attention import choose_attention, refuse_leaking
+from newtune.plan.family import family_of
 from newtune.plan.ledger import Ledger
 from newtune.plan.parts import (
     AdapterPlan,
@@ -36,6 +37,8 @@ class ModelSide:
     adapter: AdapterPlan | None
     facts: ModelFacts
     ledger: Ledger
+    family: str | None
+    """Whose conventions the tokenizer follows because a flag says so; None = its own."""
 
 
 def plan_model_side(config: RunConfig, world: World, facts: ModelFacts) -> ModelSide:
@@ -50,13 +53,16 @@ def plan_model_side(config: RunConfig, world: World, facts: ModelFacts) -> Model
     if world.visible_gpus > 1:
         ledger.notice(f"{world.visible_gpus} GPUs are visible; this run uses one, {world.device}")
     _require_positions(config, facts)
+    family = _family(config, facts, ledger)
     model = _plan_model(config, world, facts, ledger)
     adapter = _plan_adapter(config, facts, ledger)
-    return ModelSide(model, adapter, facts, ledger)
+    return ModelSide(model, adapter, facts, ledger, family)
 
 
-def make_plan(config: RunConfig, world: World, side: ModelSide, data: DataFacts) -> Plan:
-    """Return the whole plan.
+def make_plan(
+    config: RunConfig, world: World, side: ModelSide, data: DataFacts, *, new_tokens: int = 0
+) -> Plan:
+    """Return the whole plan; `new_tokens` is how many tokens the configuration adds.
 
     Raises:
         ConfigError: batch sizes that do not divide, an empty run.
@@ -77,7 +83,9 @@ def make_plan(config: RunConfig, world: World, side: ModelSide, data: DataFacts)
         data.tokens / max(1, sequences) * steps.rows_per_step,
         f"{data.tokens} tokens in {sequences} sequences × {steps.rows_per_step} per step",
     )
-    trainable = count_trainable(side.facts, side.adapter, side.model.unfrozen_parameters)
+    trainable = count_trainable(
+        side.facts, side.adapter, side.model.unfrozen_parameters, new_tokens
+    )
     ledger.decide(
         "trainable_parameters",
         trainable,
@@ -116,6 +124,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _family(config: RunConfig, facts: ModelFacts, ledger: Ledger) -> str | None:
+    keys = config.model
+    flags = {
+        "llama": keys.is_llama_derived_model,
+        "mistral": keys.is_mistral_derived_model,
+        "qwen": keys.is_qwen_derived_model,
+        "falcon": keys.is_falcon_derived_model,
+    }
+    family, text = family_of(flags, facts.model_type)
+    if text:
+        ledger.notice(text)
+    return family
 
 
 def _require_positions(config: RunConfig, facts: ModelFacts) -> None:

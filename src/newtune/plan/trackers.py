@@ -1,7 +1,7 @@
 """Which experiment trackers a run reports to: those whose own keys are given, none by default."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from newtune.config.tracking import TrackingSection
@@ -17,8 +17,8 @@ class Tracker:
     switch: str
     prefix: str
     naming_keys: tuple[str, ...]
-    further_keys: tuple[str, ...] = ()
-    """Keys of this tracker that do not carry its prefix."""
+    further_keys: Mapping[str, str] = field(default_factory=dict)
+    """Keys of this tracker that do not carry its prefix → the option they set."""
 
 
 TRACKERS = (
@@ -29,7 +29,7 @@ TRACKERS = (
         "use_mlflow",
         "mlflow_",
         ("mlflow_experiment_name",),
-        ("hf_mlflow_log_artifacts",),
+        {"hf_mlflow_log_artifacts": "log_artifacts"},
     ),
     Tracker("comet", "use_comet", "comet_", ("comet_project_name",)),
     Tracker("trackio", "use_trackio", "trackio_", ("trackio_project_name",)),
@@ -60,7 +60,7 @@ def _asked_for(section: TrackingSection, tracker: Tracker) -> str | None:
 def _options(section: TrackingSection, tracker: Tracker) -> Mapping[str, Any]:
     keys = [key for key in section.key_names() if key.startswith(tracker.prefix)]
     values = {key.removeprefix(tracker.prefix): getattr(section, key) for key in keys}
-    values |= {key: getattr(section, key) for key in tracker.further_keys}
+    values |= {option: getattr(section, key) for key, option in tracker.further_keys.items()}
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -171,11 +171,18 @@ def _plan_evaluation(
         why += ", and before the first step"
     ledger.decide("training.evaluation.at_steps", at_steps, why)
     metric = keys.metric_for_best_model or "eval_loss"
+    answered = frozenset({0, steps.total_steps})
+    why = "before the first step and after the last"
+    if "exact_match" in metric:
+        answered |= at_steps
+        why += ", and at every evaluation: metric_for_best_model needs it"
+    ledger.decide("training.evaluation.generate_at_steps", answered, why)
     greater = keys.greater_is_better
     return EvaluationPlan(
         at_steps=at_steps,
         rows_per_device=keys.eval_batch_size or steps.rows_per_device,
         generate=bool(keys.eval_generate and data.eval_examples),
+        generate_at_steps=answered,
         max_new_tokens=keys.eval_max_new_tokens,
         generate_examples=keys.eval_generate_samples,
         early_stopping_patience=keys.early_stopping_patience,

@@ -14,13 +14,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from newtune.errors import TrainingError
+from newtune.errors import Interrupted, TrainingError
 from newtune.logs import notice
 from newtune.plan.parts import Plan
-
-
-class Interrupted(TrainingError):  # noqa: N818 (it is not an error to obey)
-    """The run was asked to stop; a checkpoint is saved and the message says how to go on."""
 
 
 class StopRequest(TrainerCallback):

@@ -138,8 +138,8 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     "two_batch_numbers": [
         ({"micro_batch_size": None}, {"micro_batch_size": None, "batch_size": 8}),
         (
+            {"gradient_accumulation_steps": None, "micro_batch_size": None, "batch_size": 8},
             {"gradient_accumulation_steps": None},
-            {"gradient_accumulation_steps": None, "batch_size": 8},
         ),
     ],
     "batch_divides": [

@@ -1,0 +1,37 @@
+"""What `is_llama_derived_model` and its siblings say beside the checkpoint's own model type."""
+
+from collections.abc import Mapping
+
+from newtune.errors import ConfigError, Problem
+
+FAMILIES: Mapping[str, frozenset[str]] = {
+    "llama": frozenset({"llama", "smollm3", "stablelm"}),
+    "mistral": frozenset({"mistral", "mixtral"}),
+    "qwen": frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}),
+    "falcon": frozenset({"falcon"}),
+}
+"""Family → the model types that belong to it."""
+
+
+def family_of(flags: Mapping[str, bool | None], model_type: str) -> tuple[str | None, str]:
+    """Return the family whose conventions a flag brings to an unknown model type, and a notice.
+
+    `flags` are the given values by family. Where the checkpoint's type is known the flag changes
+    nothing.
+
+    Raises:
+        ConfigError: a flag contradicts the checkpoint.
+    """
+    given = [family for family, flag in flags.items() if flag]
+    if not given:
+        return None, ""
+    family = given[0]
+    known = next((name for name, types in FAMILIES.items() if model_type in types), None)
+    key = f"is_{family}_derived_model"
+    if known is None:
+        return family, f"{key}: `{model_type}` is treated as a {family} model"
+    if known == family:
+        return None, f"{key} changes nothing: the checkpoint says `{model_type}` itself"
+    raise ConfigError(
+        [Problem(key, f"contradicts the checkpoint, which is a `{model_type}`.", "Leave it out.")]
+    )

@@ -1,0 +1,192 @@
+"""Every key that acts changes what a run does: the plan, the tokens, or the tokenizer.
+
+What the plan's values then do is tested where they are used (`tests/unit/training` and so on). A
+key without a case here, and without a test named in PROVEN_ELSEWHERE, fails the last test.
+"""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from newtune.config.load import load_config
+from newtune.plan.plan import plan_as_dict
+from newtune.run import prepare
+from tiny import save_tiny_checkpoint
+
+ROWS = [
+    {"instruction": f"Say {word}", "input": "", "output": f"{word} {word}"}
+    for word in ("river", "bridge " * 12, "city", "paris", "week", "story", "model", "river")
+]
+BASE = """
+base_model: {model}
+datasets:
+  - path: {data}
+    type: alpaca
+val_set_size: 2
+sequence_len: 160
+adapter: lora
+lora_target_linear: true
+micro_batch_size: 1
+gradient_accumulation_steps: 1
+learning_rate: 0.001
+output_dir: {out}
+dataset_prepared_path: {cache}
+bf16: false
+"""
+CASES = [
+    # (key, its value, what both sides of the comparison have besides)
+    ("overrides_of_model_config", "{rms_norm_eps: 0.1}", ()),
+    ("overrides_of_model_kwargs", "{low_cpu_mem_usage: true}", ()),
+    ("base_model_ignore_patterns", "['*.bin']", ()),
+    ("revision_of_model", "main", ()),
+    ("model_type", "LlamaForCausalLM", ()),
+    ("trust_remote_code", "true", ()),
+    ("unfrozen_parameters", "['lm_head.*']", ("--adapter", "")),
+    ("resize_token_embeddings_to_32x", "true", ()),
+    ("special_tokens.pad_token", "<unk>", ()),
+    ("special_tokens.eos_token", "<|im_end|>", ()),
+    ("special_tokens.bos_token", "<|im_start|>", ()),
+    ("special_tokens.unk_token", "<s>", ()),
+    ("special_tokens.additional_special_tokens", "['<tool>']", ()),
+    ("tokens", "['<new>']", ()),
+    ("bf16", "true", ()),
+    ("bfloat16", "true", ()),
+    ("float32", "true", ("--bf16", "")),
+    ("attn_implementation", "eager", ()),
+    ("gradient_checkpointing", "true", ()),
+    (
+        "gradient_checkpointing_kwargs",
+        "{use_reentrant: false}",
+        ("--gradient_checkpointing", "true"),
+    ),
+    ("val_set_size", "3", ()),
+    ("dataset_exact_deduplication", "true", ()),
+    ("dataset_shard_num", "2", ()),
+    ("dataset_shard_idx", "1", ("--dataset_shard_num", "2")),
+    ("shuffle_merged_datasets", "false", ()),
+    ("shuffle_before_merging_datasets", "true", ("--shuffle_merged_datasets", "false")),
+    ("train_on_inputs", "true", ()),
+    ("datasets.0.train_on_inputs", "true", ()),
+    ("datasets.0.split", "train[:4]", ()),
+    ("datasets.0.shards", "2", ()),
+    ("datasets.0.shards_idx", "1", ("--datasets.0.shards", "2")),
+    ("datasets.0.type", "alpaca:chat", ()),
+    ("dataloader_num_workers", "1", ()),
+    ("dataloader_prefetch_factor", "3", ("--dataloader_num_workers", "1")),
+    ("sequence_len", "64", ()),
+    ("excess_length_strategy", "truncate", ("--sequence_len", "110")),
+    ("min_sample_len", "100", ()),
+    ("sample_packing", "true", ()),
+    ("sample_packing_bin_size", "1", ("--sample_packing", "true", "--sequence_len", "512")),
+    ("batch_flattening", "true", ()),
+    ("adapter", "", ()),
+    ("lora_r", "3", ()),
+    ("lora_alpha", "5", ()),
+    ("lora_dropout", "0.5", ()),
+    ("lora_target_modules", "[lm_head]", ()),
+    ("peft_layers_to_transform", "[0]", ()),
+    ("peft_layers_pattern", "layers", ("--peft_layers_to_transform", "[0]")),
+    ("lora_modules_to_save", "[embed_tokens]", ()),
+    ("lora_fan_in_fan_out", "true", ()),
+    ("peft_use_dora", "true", ()),
+    ("peft_use_rslora", "true", ()),
+    ("peft_init_lora_weights", "gaussian", ()),
+    ("peft_trainable_token_indices", "[5]", ()),
+    ("peft_ensure_weight_tying", "true", ()),
+    ("micro_batch_size", "2", ()),
+    ("gradient_accumulation_steps", "2", ()),
+    ("batch_size", "4", ("--gradient_accumulation_steps", "")),
+    ("num_epochs", "2.5", ()),
+    ("max_steps", "3", ()),
+    ("learning_rate", "0.01", ()),
+    ("embedding_lr", "0.01", ()),
+    ("optimizer", "sgd", ()),
+    ("optim_args", "{momentum: 0.5}", ("--optimizer", "sgd")),
+    ("weight_decay", "0.5", ()),
+    ("adam_beta1", "0.5", ()),
+    ("adam_beta2", "0.5", ()),
+    ("adam_epsilon", "0.5", ()),
+    ("max_grad_norm", "0.5", ()),
+    ("lr_scheduler", "linear", ()),
+    ("lr_scheduler_kwargs", "{num_cycles: 2}", ()),
+    ("cosine_min_lr_ratio", "0.1", ()),
+    ("cosine_constant_lr_ratio", "0.8", ("--cosine_min_lr_ratio", "0.1")),
+    ("lr_quadratic_warmup", "true", ()),
+    ("warmup_steps", "2", ()),
+    ("warmup_ratio", "0.5", ()),
+    ("logging_steps", "7", ()),
+    ("seed", "7", ()),
+    ("neftune_noise_alpha", "5", ()),
+    ("loss_watchdog_threshold", "5", ()),
+    ("loss_watchdog_patience", "7", ("--loss_watchdog_threshold", "5")),
+    ("eval_batch_size", "2", ()),
+    ("eval_steps", "2", ()),
+    ("evals_per_epoch", "2", ()),
+    ("eval_strategy", "no", ()),
+    ("eval_on_start", "true", ()),
+    ("eval_generate", "true", ()),
+    ("eval_max_new_tokens", "5", ("--eval_generate", "true")),
+    ("eval_generate_samples", "1", ("--eval_generate", "true")),
+    ("load_best_model_at_end", "true", ()),
+    ("metric_for_best_model", "eval_perplexity", ("--load_best_model_at_end", "true")),
+    ("greater_is_better", "true", ("--load_best_model_at_end", "true")),
+    ("early_stopping_patience", "2", ()),
+    ("early_stopping_threshold", "0.5", ("--early_stopping_patience", "2")),
+    ("save_steps", "2", ()),
+    ("saves_per_epoch", "2", ()),
+    ("save_strategy", "no", ()),
+    ("save_total_limit", "1", ()),
+    ("save_first_step", "true", ()),
+    ("save_only_model", "true", ()),
+    ("merged_dtype", "float16", ()),
+    ("output_dir", "elsewhere", ()),
+    ("use_tensorboard", "true", ()),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    save_tiny_checkpoint(folder / "model")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (folder / "run.yaml").write_text(
+        BASE.format(
+            model=folder / "model",
+            data=folder / "rows.jsonl",
+            out=folder / "out",
+            cache=folder / "cache",
+        )
+    )
+    return folder
+
+
+@cache
+def outcome(folder: Path, overrides: tuple[str, ...]) -> tuple[object, list[str]]:
+    """Return everything that is decided before weights load, and the keys nothing read."""
+    config = load_config(folder / "run.yaml", overrides)
+    prepared = prepare(config)
+    plan = plan_as_dict(prepared.plan)
+    plan.pop("reasons")
+    plan.pop("notices")
+    digest = hashlib.sha256()
+    stores = [prepared.data.train, *filter(None, [prepared.data.evaluation])]
+    for store in stores:
+        for example in store:
+            digest.update(example.input_ids.tobytes() + example.labels.tobytes())
+    tokenizer = prepared.tokenizer
+    tokens = (len(tokenizer), sorted(tokenizer.special_tokens_map.items()))
+    packing = prepared.data.packing
+    return (json.dumps(plan, default=str), digest.hexdigest(), str(tokens), packing), (
+        config.unread_keys()
+    )
+
+
+@pytest.mark.parametrize(("key", "value", "besides"), CASES, ids=[case[0] for case in CASES])
+def test_the_key_changes_the_run(folder, key, value, besides):
+    without, _ = outcome(folder, besides)
+    with_it, unread = outcome(folder, (*besides, f"--{key}", value))
+    assert key not in unread
+    assert with_it != without
