@@ -30,6 +30,7 @@ from newtune.outputs.load import (
 from newtune.outputs.merge import Merged, merge_adapter
 from newtune.outputs.report import RunReport, report_run
 from newtune.outputs.save import save_final, with_template
+from newtune.outputs.upload import check_hub, upload_result
 from newtune.plan.parts import Dtype, ModelFacts, Plan
 from newtune.plan.plan import make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
@@ -83,6 +84,7 @@ def train(config: RunConfig) -> RunReport:
     prepared = prepare(config)
     plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
     refuse_unread_keys(config)
+    check_hub(plan.output.hub)
     describe(run_dir, config, prepared)
 
     model = load_model(
@@ -98,7 +100,10 @@ def train(config: RunConfig) -> RunReport:
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
-    return report_run(run_dir, plan)
+    report = report_run(run_dir, plan)
+    if plan.output.hub is not None:
+        upload_result(run_dir.root, plan.output.hub)
+    return report
 
 
 def merge(

@@ -18,7 +18,7 @@ from tiny import save_tiny_checkpoint
 
 ROWS = [
     {"instruction": f"Say {word}", "input": "", "output": f"{word} {word}"}
-    for word in ("river", "bridge " * 12, "city", "paris", "week", "story", "model", "river")
+    for word in ("river", "bridge " * 6, "city", "paris", "week", "story", "model", "river")
 ]
 BASE = """
 base_model: {model}
@@ -76,9 +76,9 @@ CASES = [
     ("datasets.0.type", "alpaca:chat", ()),
     ("dataloader_num_workers", "1", ()),
     ("dataloader_prefetch_factor", "3", ("--dataloader_num_workers", "1")),
-    ("sequence_len", "64", ()),
-    ("excess_length_strategy", "truncate", ("--sequence_len", "110")),
-    ("min_sample_len", "100", ()),
+    ("sequence_len", "100", ()),
+    ("excess_length_strategy", "truncate", ("--sequence_len", "100")),
+    ("min_sample_len", "70", ()),
     ("sample_packing", "true", ()),
     ("sample_packing_bin_size", "1", ("--sample_packing", "true", "--sequence_len", "512")),
     ("batch_flattening", "true", ()),
@@ -143,6 +143,9 @@ CASES = [
     ("save_only_model", "true", ()),
     ("merged_dtype", "float16", ()),
     ("output_dir", "elsewhere", ()),
+    ("hub_model_id", "me/model", ()),
+    ("hub_private_repo", "true", ("--hub_model_id", "me/model")),
+    ("hub_revision", "v1", ("--hub_model_id", "me/model")),
     ("use_tensorboard", "true", ()),
 ]
 

@@ -126,9 +126,14 @@ IDLE: tuple[Idle, ...] = (
         "one device holds the whole model",
     ),
     Idle(
-        ("hub_strategy", "hub_private_repo", "hub_revision", "hub_always_push"),
-        never,
-        "nothing is uploaded without `hub_model_id`",
+        ("hub_strategy", "hub_always_push"),
+        lambda config: config.output.hub_model_id and config.output.hub_strategy in (None, "end"),
+        "the result is uploaded once, at the end",
+    ),
+    Idle(
+        ("hub_private_repo", "hub_revision"),
+        lambda config: config.output.hub_model_id,
+        "`hub_model_id` is not given",
     ),
     Idle(
         ("save_total_limit", "save_only_model"),

@@ -191,7 +191,6 @@ LATER: Mapping[str, Later] = {
     "curriculum_sampling": _ORDER,
     "dataloader_drop_last": Later("newtune trains every example; none can be left out"),
     "accelerator_config": Later("accelerate's own options are not available"),
-    "hub_model_id": Later("uploading results to a hub is not available yet"),
     "push_dataset_to_hub": Later("uploading prepared data is not available yet"),
     "trainer_cls": Later("another trainer class is not available"),
     "profiler_steps*": Later("profiling is not available yet"),

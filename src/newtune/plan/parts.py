@@ -230,12 +230,22 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
+class HubPlan:
+    """Where the result is uploaded at the end."""
+
+    model_id: str
+    private: bool = False
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
 class OutputPlan:
     """Where results go."""
 
     folder: Path
     merged_dtype: Dtype | None = None
     """None = the base checkpoint's own."""
+    hub: HubPlan | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from newtune.plan.ledger import Ledger
 from newtune.plan.parts import (
     AdapterPlan,
     DataFacts,
+    HubPlan,
     ModelFacts,
     ModelPlan,
     OutputPlan,
@@ -245,7 +246,12 @@ def _given(**values: Any) -> Mapping[str, Any]:
 def _plan_output(config: RunConfig, ledger: Ledger) -> OutputPlan:
     output = config.output
     folder = ledger.decide("output.folder", Path(output.output_dir), "output_dir")
-    return OutputPlan(folder=folder, merged_dtype=output.merged_dtype)
+    hub = None
+    if output.hub_model_id:
+        strategy = output.hub_strategy or "end"
+        ledger.decide("output.hub", output.hub_model_id, f"hub_strategy {strategy}: once trained")
+        hub = HubPlan(output.hub_model_id, bool(output.hub_private_repo), output.hub_revision)
+    return OutputPlan(folder=folder, merged_dtype=output.merged_dtype, hub=hub)
 
 
 def _as_tuple(value: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
