@@ -1,7 +1,7 @@
 """Every key that acts changes what a run does: the plan, the tokens, or the tokenizer.
 
-What the plan's values then do is tested where they are used (`tests/unit/training` and so on). A
-key without a case here, and without a test named in PROVEN_ELSEWHERE, fails the last test.
+What the plan's values then do is tested where they are used (`tests/unit/training` and so on);
+the keys of conversations are tested in `tests/unit/data`.
 """
 
 import hashlib
