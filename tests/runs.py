@@ -36,9 +36,8 @@ from newtune.plan.parts import (
     TrackerPlan,
     TrainingPlan,
 )
-from newtune.run_dir import RunDir
+from newtune.run_dir import RunDir, read_json_lines
 from newtune.training.feed import TrainingData
-from newtune.training.metrics import read_metrics
 from newtune.training.trainer import NewtuneTrainer, build_trainer
 from newtune.types import IGNORE_INDEX, Batch, Example
 from tiny import tiny_llama, tiny_tokenizer
@@ -216,7 +215,7 @@ class TinyRun:
         )
 
     def metrics(self) -> list[dict[str, Any]]:
-        return read_metrics(self.root / "metrics.jsonl")
+        return read_json_lines(self.root / "metrics.jsonl")
 
     def losses(self) -> dict[int, float]:
         return {line["step"]: line["loss"] for line in self.metrics() if "loss" in line}

@@ -29,6 +29,9 @@ from newtune.logs import notice
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 MANIFEST = "manifest.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FULL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""Either of them marks a whole model's folder."""
 MAY_DIFFER_ON_RESUME = frozenset(
     {
         "output_dir",
@@ -114,8 +117,8 @@ class RunDir:
     def results(self) -> list[str]:
         """Return the names of what an earlier run left here; empty means free to use."""
         names = [path.name for path in self.checkpoints()]
-        finals = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-        names += [name for name in (*finals, "merged") if (self.root / name).exists()]
+        finals = (ADAPTER_WEIGHTS, *FULL_WEIGHTS, "merged")
+        names += [name for name in finals if (self.root / name).exists()]
         if self.metrics_file.is_file() and self.metrics_file.stat().st_size:
             names.append(self.metrics_file.name)
         return names
@@ -190,6 +193,14 @@ def _existing_checkpoint(path: Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a JSON-lines file; a last line that a crash cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,10 +16,9 @@ from newtune.logs import notice
 from newtune.model.adapters import attach_adapter
 from newtune.model.head import install_head
 from newtune.model.load import grow_embeddings, load_base, store_trained_as
-from newtune.outputs.save import ADAPTER_WEIGHTS, FULL_WEIGHTS
 from newtune.outputs.verify import VERIFICATION
 from newtune.plan.parts import AdapterPlan, ModelPlan
-from newtune.run_dir import RunDir
+from newtune.run_dir import ADAPTER_WEIGHTS, FULL_WEIGHTS, RunDir
 
 Which = Literal["merged", "adapter", "model", "base"]
 

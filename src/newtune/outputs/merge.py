@@ -23,8 +23,6 @@ from newtune.logs import logger
 from newtune.outputs.base_identity import identify_base
 from newtune.outputs.save import (
     ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    FULL_WEIGHTS,
     TOKENIZER_BYTES,
     read_manifest,
     write_manifest,
@@ -41,7 +39,7 @@ from newtune.outputs.verify import (
     read_reference,
 )
 from newtune.plan.parts import Dtype
-from newtune.run_dir import RunDir, write_json
+from newtune.run_dir import ADAPTER_WEIGHTS, FULL_WEIGHTS, RunDir, write_json
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from newtune.outputs.card import write_card
 from newtune.outputs.verify import VERIFICATION
 from newtune.plan.parts import Plan
-from newtune.run_dir import RunDir, write_json
+from newtune.run_dir import RunDir, read_json_lines, write_json
 
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -57,7 +57,7 @@ def report_run(run_dir: RunDir, plan: Plan) -> RunReport:
 
 def read_report(run_dir: RunDir, plan: Plan) -> RunReport:
     """Return the result of a run from its metrics and, if it was merged, from the proof of that."""
-    lines = read_lines(run_dir.metrics_file)
+    lines = read_json_lines(run_dir.metrics_file)
     steps = [line for line in lines if "loss" in line]
     answered = [line for line in lines if "eval_exact_match" in line]
     seconds = _training_seconds(steps)
@@ -84,14 +84,6 @@ def read_report(run_dir: RunDir, plan: Plan) -> RunReport:
         parameters=plan.model_facts.parameters,
         merge=json.loads(proof.read_text(encoding="utf-8")) if proof.is_file() else None,
     )
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a JSON-lines file; an absent file has none."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _training_seconds(steps: Metrics) -> float:

@@ -29,13 +29,9 @@ from newtune.outputs.staging import (
     staging_folder,
 )
 from newtune.plan.parts import Dtype, Plan
-from newtune.run_dir import MANIFEST, write_json
+from newtune.run_dir import ADAPTER_WEIGHTS, MANIFEST, write_json
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-
-FULL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-"""Either of them marks a whole model's folder."""
 
 TOKENIZER_BYTES = 64 << 20
 """Room kept for tokenizer and small files; the largest tokenizers have some 30 MB."""

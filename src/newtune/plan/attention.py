@@ -9,8 +9,6 @@ from newtune.lookup import did_you_mean
 PACKED_ATTENTION = "newtune_packed"
 """Our own attention per packed example (`kernels/packed_attention.py`)."""
 
-FLATTENED = frozenset({"flash_attention_2", "flash_attention_3"})
-"""Implementations that take several sequences only as one row with its boundaries."""
 
 PROVEN_FAMILIES = frozenset(
     {

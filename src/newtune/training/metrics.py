@@ -19,6 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from newtune.objectives.causal_lm import trained_tokens
+from newtune.run_dir import read_json_lines
 from newtune.types import Batch
 
 
@@ -182,7 +183,7 @@ class MetricsFile(TrainerCallback):
         """Start the file, or cut it back to the step that is resumed from."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [
-            line for line in read_metrics(self.path) if state.global_step and _upto(line, state)
+            line for line in read_json_lines(self.path) if state.global_step and _upto(line, state)
         ]
         aside = self.path.with_suffix(".partial")
         aside.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
@@ -204,14 +205,6 @@ class MetricsFile(TrainerCallback):
 
 def _upto(line: Mapping[str, Any], state: TrainerState) -> bool:
     return int(line["step"]) <= state.global_step
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line that a crash cut off is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def perplexity(loss: float) -> float:

@@ -2,7 +2,8 @@ import io
 
 from rich.console import Console
 
-from newtune.training.metrics import Meter, TokenCounts, perplexity, read_metrics
+from newtune.run_dir import read_json_lines
+from newtune.training.metrics import Meter, TokenCounts, perplexity
 from newtune.training.progress import ProgressDisplay, clock, evaluation_line
 from runs import TinyRun, packed
 
@@ -36,7 +37,7 @@ def test_a_new_run_starts_a_new_file(tmp_path):
 
 def test_a_line_that_a_crash_cut_off_is_not_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
 def test_time_for_evaluating_and_saving_is_left_out(monkeypatch):
