@@ -345,7 +345,7 @@ def fsdp_list(said: Translation) -> None:
         words = words.split()
     if not isinstance(words, list) or not words:
         return
-    unknown = [word for word in words if word not in FSDP_WORDS]
+    unknown = [word for word in words if not _is_fsdp_word(word)]
     for word in unknown:
         path = f"fsdp.{words.index(word)}"
         hint = did_you_mean(str(word), FSDP_WORDS) or f"known: {', '.join(FSDP_WORDS)}"
@@ -354,11 +354,15 @@ def fsdp_list(said: Translation) -> None:
     del said.values["fsdp"]
     config = _fsdp_config(said)
     for word in words:
-        if word in FSDP_WORDS:
+        if _is_fsdp_word(word):
             key, value = FSDP_WORDS[word]
             config.setdefault(key, value)
             said.notices.append(f"`fsdp: {word}` is now `fsdp_config: {{{key}: {_yaml(value)}}}`.")
     said.written_as.setdefault("fsdp_config", "fsdp")
+
+
+def _is_fsdp_word(word: object) -> bool:
+    return isinstance(word, str) and word in FSDP_WORDS
 
 
 def fsdp_version_1(said: Translation) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import VALID
@@ -42,7 +42,6 @@ files = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
 @given(files, st.dictionaries(st.sampled_from(list(TOP_LEVEL)), trees, max_size=6))
 def test_no_value_of_any_key_crashes(file: dict[str, Any], more: dict[str, Any]) -> None:
     try:
