@@ -39,7 +39,7 @@ class Findings:
 def take_unknown_keys(values: dict[str, Any], top_level: Mapping[str, type[Section]]) -> Findings:
     """Remove keys that do not exist from `values`, at any depth, and say what was meant.
 
-    `top_level` holds the section of each key; the keys of `legacy.py` are among them.
+    `top_level` holds the section of each key; the keys of `legacy/` are among them.
     """
     findings = Findings()
     for key in list(values):

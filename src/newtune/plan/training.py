@@ -111,7 +111,7 @@ def _plan_steps(config: RunConfig, world: World, data: DataFacts, ledger: Ledger
 
 def _plan_optimizer(config: RunConfig) -> OptimizerPlan:
     keys = config.training
-    assert keys.learning_rate is not None  # config/rules.py: learning_rate_is_needed
+    assert keys.learning_rate is not None  # config/rules/training.py: learning_rate_is_needed
     return OptimizerPlan(
         name=keys.optimizer,
         learning_rate=keys.learning_rate,
