@@ -37,8 +37,9 @@ from newtune.plan.parts import (
     TrainingPlan,
 )
 from newtune.run_dir import RunDir, read_json_lines
+from newtune.training.build import build_trainer
 from newtune.training.feed import TrainingData
-from newtune.training.trainer import NewtuneTrainer, build_trainer
+from newtune.training.trainer import NewtuneTrainer
 from newtune.types import IGNORE_INDEX, Batch, Example
 from tiny import tiny_llama, tiny_tokenizer
 

@@ -34,6 +34,7 @@ from newtune.outputs.upload import check_hub, upload_result
 from newtune.plan.parts import Dtype, ModelFacts, Plan
 from newtune.plan.plan import make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
+from newtune.training.build import build_trainer
 from newtune.training.evaluation import (
     GENERATION_ROWS,
     GenerationResult,
@@ -45,7 +46,6 @@ from newtune.training.feed import TrainingData
 from newtune.training.optim import check_optimizer
 from newtune.training.schedules import check_schedule
 from newtune.training.trackers import check_trackers
-from newtune.training.trainer import build_trainer
 from newtune.types import Batch
 
 

@@ -150,3 +150,16 @@ class LossWatchdog(TrainerCallback):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
         self.above = state["above"]
+
+
+def watchers(plan: TrainingPlan, meter: Meter) -> dict[str, EarlyStopping | LossWatchdog]:
+    """Return the callbacks that may end a run early, under the names a checkpoint keeps them by."""
+    found: dict[str, EarlyStopping | LossWatchdog] = {}
+    if plan.evaluation.early_stopping_patience is not None:
+        patience = plan.evaluation.early_stopping_patience
+        found["early_stopping"] = EarlyStopping(plan.evaluation, patience=patience)
+    if plan.loss_watchdog_threshold is not None:
+        found["watchdog"] = LossWatchdog(
+            meter, threshold=plan.loss_watchdog_threshold, patience=plan.loss_watchdog_patience
+        )
+    return found

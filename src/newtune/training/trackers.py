@@ -7,7 +7,7 @@ without their prefix (`wandb_project` → `project`).
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from newtune.errors import ConfigError, Problem, SetupError
 from newtune.lookup import did_you_mean
-from newtune.plan.parts import TrackerPlan
+from newtune.plan.parts import Plan, TrackerPlan
 
 
 class Tracker(Protocol):
@@ -276,3 +276,22 @@ class Reporting(TrainerCallback):
 
 def _grouped(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """Return a plan's main parts, flat, for a tracker's table of settings."""
+    training = plan.training
+    parts: dict[str, Any] = {
+        "model": plan.model,
+        "precision": plan.model.precision,
+        "adapter": plan.adapter,
+        "steps": training.steps,
+        "optimizer": training.optimizer,
+        "schedule": training.schedule,
+    }
+    return {
+        f"{name}.{field.name}": getattr(part, field.name)
+        for name, part in parts.items()
+        if part is not None
+        for field in fields(part)
+    }

@@ -1,19 +1,14 @@
 """The trainer: transformers' loop with newtune's loss, order of data, cadence and checkpoints.
 
-    trainer = build_trainer(plan, model, tokenizer, data, run_dir)
-    trainer.train(resume_from_checkpoint=None)
-
 The Trainer sees one pass over micro-batches that are ready and in order (`max_steps` of them times
 the accumulation). Everything that depends on epochs is decided by the plan's step sets.
 """
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
@@ -26,31 +21,20 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_
 from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from newtune.errors import ConfigError, Problem, TrainingError
+from newtune.errors import TrainingError
 from newtune.logs import notice
-from newtune.lookup import did_you_mean
-from newtune.model.generate import generate_greedy
-from newtune.model.head import compute_loss_sum
 from newtune.plan.parts import Plan
-from newtune.run_dir import RunDir, write_json
+from newtune.run_dir import RunDir
 from newtune.training import checkpoint as checkpoints
 from newtune.training.arguments import training_arguments
-from newtune.training.callbacks import Cadence, EarlyStopping, LossWatchdog, whole_last_epoch
+from newtune.training.callbacks import Cadence, watchers, whole_last_epoch
 from newtune.training.checkpoint import Model
-from newtune.training.evaluation import (
-    GENERATION_ROWS,
-    GenerationResult,
-    LossSum,
-    Task,
-    evaluate_generation,
-    evaluate_loss,
-    generation_tasks,
-)
+from newtune.training.evaluator import Evaluator
 from newtune.training.feed import TrainingData, loader
 from newtune.training.metrics import Meter, MeterClock, MetricsFile, TokenCounts, count_tokens
 from newtune.training.optim import build_optimizer
-from newtune.training.optimizer_state import load_named_state, named_state
 from newtune.training.progress import ProgressDisplay
+from newtune.training.run_state import Remembers, load_run_state, save_run_state
 from newtune.training.schedules import learning_rate_share
 from newtune.training.stopping import (
     StopRequest,
@@ -58,123 +42,8 @@ from newtune.training.stopping import (
     out_of_memory,
     require_finite,
 )
-from newtune.training.trackers import Reporting
+from newtune.training.trackers import Reporting, facts_of
 from newtune.types import Batch
-
-
-class GenerateGreedy(Protocol):
-    """`model.generate.generate_greedy`."""
-
-    def __call__(
-        self,
-        model: Model,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        batch_size: int,
-        stop_ids: Sequence[int],
-    ) -> list[list[int]]:
-        """Return the new tokens of each prompt."""
-        ...
-
-
-class Remembers(Protocol):
-    """Something whose memory a checkpoint keeps."""
-
-    def state(self) -> dict[str, Any]:
-        """Return the memory as JSON values."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the memory back."""
-        ...
-
-
-def build_trainer(
-    plan: Plan,
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    data: TrainingData,
-    run_dir: RunDir,
-    *,
-    loss_sum: LossSum = compute_loss_sum,
-    generate: GenerateGreedy = generate_greedy,
-    stop_ids: Sequence[int] | None = None,
-    console: Console | None = None,
-) -> "NewtuneTrainer":
-    """Return the trainer of a plan.
-
-    `stop_ids` end an answer in `eval_generate`; by default the model's and tokenizer's own.
-
-    Raises:
-        ConfigError: an optimizer, schedule or metric that does not exist.
-        SetupError: a missing package.
-    """
-    expected = plan.training.steps.total_steps * plan.training.steps.accumulation
-    if len(data.train) != expected:
-        raise ValueError(f"{len(data.train)} micro-batches for a run of {expected}")
-    _require_known_metric(plan)
-    say_which_gpu(plan)
-    tasks: list[Task] = []
-    if plan.training.evaluation.generate:
-        stop_ids = end_ids(model, tokenizer) if stop_ids is None else stop_ids
-        limit = plan.training.evaluation.generate_examples
-        tasks = generation_tasks(data.eval_examples, stop_ids=stop_ids, limit=limit)
-    return NewtuneTrainer(
-        plan,
-        model,
-        tokenizer,
-        data,
-        run_dir,
-        loss_sum=loss_sum,
-        answer=_answering(plan, generate, stop_ids or ()),
-        tasks=tasks,
-        console=console or Console(stderr=True),
-    )
-
-
-def say_which_gpu(plan: Plan) -> None:
-    """Tell, where several GPUs are visible, that one is used."""
-    if plan.model.device != "cpu" and (count := torch.cuda.device_count()) > 1:
-        notice(f"{count} GPUs are visible; newtune trains on one of them, {plan.model.device}")
-
-
-def end_ids(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer, by the tokenizer and the model's generation config."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
-
-
-def _require_known_metric(plan: Plan) -> None:
-    evaluation = plan.training.evaluation
-    known = ["eval_loss", "eval_perplexity"]
-    if evaluation.generate:
-        known.append("eval_exact_match")
-    if evaluation.best_metric not in known:
-        hint = did_you_mean(evaluation.best_metric, known)
-        message = f"`{evaluation.best_metric}` is not measured in this run; known: {known}; {hint}"
-        raise ConfigError([Problem("metric_for_best_model", message)])
-
-
-Answering = Callable[[Model, PreTrainedTokenizerBase, Sequence[Sequence[int]]], list[list[int]]]
-
-
-def _answering(plan: Plan, generate: GenerateGreedy, stop_ids: Sequence[int]) -> Answering:
-    def answer(
-        model: Model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
-    ) -> list[list[int]]:
-        return generate(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=plan.training.evaluation.max_new_tokens,
-            batch_size=GENERATION_ROWS,
-            stop_ids=stop_ids,
-        )
-
-    return answer
 
 
 class NewtuneTrainer(Trainer):
@@ -190,10 +59,8 @@ class NewtuneTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         data: TrainingData,
         run_dir: RunDir,
+        evaluator: Evaluator,
         *,
-        loss_sum: LossSum,
-        answer: Answering,
-        tasks: Sequence[Task],
         console: Console,
     ) -> None:
         self.plan = plan
@@ -201,17 +68,11 @@ class NewtuneTrainer(Trainer):
         self.tokenizer = tokenizer
         self.data = data
         self.run_dir = run_dir
-        self.loss_sum = loss_sum
-        self.answer = answer
-        self.tasks = tasks
+        self.evaluator = evaluator
         self.meter = Meter.new()
         self.stop = StopRequest()
         self.display = ProgressDisplay(self.meter, console)
-        self.reporting = Reporting(plan.training.trackers, run_dir.root, _facts_for_trackers(plan))
-        self.generations: dict[int, GenerationResult] = {}
-        """Step → the answers generated after it in this session."""
-        self._loss_steps = plan.training.evaluation.at_steps if data.evaluation else frozenset()
-        self._generation_steps = _generation_steps(plan, with_tasks=bool(tasks))
+        self.reporting = Reporting(plan.training.trackers, run_dir.root, facts_of(plan))
         self._remembered: dict[str, Remembers] = {"meter": self.meter}
         self._micro_losses: list[Tensor] = []
         self._micro_counts: list[Tensor] = []
@@ -235,25 +96,20 @@ class NewtuneTrainer(Trainer):
         training = self.plan.training
         cadence = Cadence(
             training,
-            evaluation_steps=self._loss_steps | self._generation_steps,
+            evaluation_steps=self.evaluator.steps,
             last_epoch_steps=whole_last_epoch(training.steps, self.plan.data_facts.packs_in_epoch),
         )
-        callbacks: list[TrainerCallback] = [MeterClock(self.meter), cadence, self.stop]
-        if training.evaluation.early_stopping_patience is not None:
-            early = EarlyStopping(
-                training.evaluation, patience=training.evaluation.early_stopping_patience
-            )
-            self._remembered["early_stopping"] = early
-            callbacks.append(early)
-        if training.loss_watchdog_threshold is not None:
-            watchdog = LossWatchdog(
-                self.meter,
-                threshold=training.loss_watchdog_threshold,
-                patience=training.loss_watchdog_patience,
-            )
-            self._remembered["watchdog"] = watchdog
-            callbacks.append(watchdog)
-        return [*callbacks, MetricsFile(self.run_dir.metrics_file), self.display, self.reporting]
+        watching = watchers(training, self.meter)
+        self._remembered |= watching
+        return [
+            MeterClock(self.meter),
+            cadence,
+            self.stop,
+            *watching.values(),
+            MetricsFile(self.run_dir.metrics_file),
+            self.display,
+            self.reporting,
+        ]
 
     # --- the whole run
 
@@ -277,7 +133,7 @@ class NewtuneTrainer(Trainer):
             checkpoints.require_resumable(intact)
             start = str(intact)
         checkpoints.remove_partials(self.run_dir.root)
-        evaluates_first = 0 in self._loss_steps | self._generation_steps
+        evaluates_first = 0 in self.evaluator.steps
         self.args.eval_on_start = start is None and evaluates_first
         set_seed(self.plan.training.steps.seed)
         try:
@@ -338,7 +194,7 @@ class NewtuneTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Return the micro-batch's share of the step's loss, in nats per trained token."""
-        loss_sum, count = self.loss_sum(model, inputs)
+        loss_sum, count = self.evaluator.loss_sum(model, inputs)
         self._micro_losses.append(loss_sum.detach())
         self._micro_counts.append(count.detach())
         assert num_items_in_batch is not None
@@ -440,12 +296,10 @@ class NewtuneTrainer(Trainer):
         Outside of training, everything is due.
         """
         started, step = time.monotonic(), self.state.global_step
-        metrics: dict[str, float] = {}
         with self._evaluating():
-            if self.data.evaluation and (step in self._loss_steps or not self.is_in_train):
-                metrics |= evaluate_loss(self.network, self._eval_batches(), self.loss_sum)
-            if self.tasks and (step in self._generation_steps or not self.is_in_train):
-                metrics |= self._answer_all(step)
+            metrics = self.evaluator.measure(
+                step, self._eval_batches, everything=not self.is_in_train
+            )
         metrics["eval_runtime"] = round(time.monotonic() - started, 3)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -473,15 +327,6 @@ class NewtuneTrainer(Trainer):
             return
         for batch in loader(self.data.evaluation, self.args):
             yield cast("Batch", self._prepare_inputs({**batch}))
-
-    def _answer_all(self, step: int) -> dict[str, float]:
-        result = evaluate_generation(
-            self.tasks,
-            lambda prompts: self.answer(self.network, self.tokenizer, prompts),
-            lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
-        )
-        self.generations[step] = result
-        return {"eval_exact_match": result.exact_match, "eval_answers": len(result.samples)}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Tell whether this is the best evaluation yet, and have it saved if the plan wants it."""
@@ -514,22 +359,16 @@ class NewtuneTrainer(Trainer):
             self.tokenizer.save_pretrained(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
             if resumable:
-                self._save_run_state(folder)
+                save_run_state(
+                    folder,
+                    self.network,
+                    self._prepared_optimizer(),
+                    self._schedule(),
+                    self._remembered,
+                )
+                self._save_scaler(str(folder))
         checkpoints.rotate(root, keep=save.keep, best_step=best)
         self.meter.restart_clock()
-
-    def _save_run_state(self, folder: Path) -> None:
-        checkpoints.write_tensors(
-            folder / checkpoints.OPTIMIZER_FILE,
-            named_state(self._prepared_optimizer(), self.network),
-        )
-        checkpoints.write_tensors(
-            folder / checkpoints.SCHEDULER_FILE, self._schedule().state_dict()
-        )
-        self._save_scaler(str(folder))
-        checkpoints.save_random_states(folder / checkpoints.RNG_FILE)
-        remembered = {name: part.state() for name, part in self._remembered.items()}
-        write_json(folder / checkpoints.STATE_FILE, remembered)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -545,17 +384,9 @@ class NewtuneTrainer(Trainer):
         best = self.run_dir.root / f"checkpoint-{self.state.best_global_step}"
         if best.is_dir():  # also when the run's folder was moved since
             self.state.best_model_checkpoint = str(best)
-        saved = torch.load(
-            folder / checkpoints.OPTIMIZER_FILE, map_location="cpu", weights_only=True
+        load_run_state(
+            folder, self.network, self._prepared_optimizer(), self._schedule(), self._remembered
         )
-        load_named_state(self._prepared_optimizer().optimizer, self.network, saved)
-        self._schedule().load_state_dict(
-            torch.load(folder / checkpoints.SCHEDULER_FILE, weights_only=True)
-        )
-        remembered = json.loads((folder / checkpoints.STATE_FILE).read_text(encoding="utf-8"))
-        for name, part in self._remembered.items():
-            if name in remembered:
-                part.restore(remembered[name])
 
     def _load_best_model(self) -> None:
         """Load the weights of the best checkpoint."""
@@ -565,30 +396,3 @@ class NewtuneTrainer(Trainer):
             raise TrainingError(f"the best checkpoint cannot be loaded: {damage}")
         notice(f"the best checkpoint is loaded: {best} ({self.state.best_metric:.4g})")
         checkpoints.load_weights(self.network, best)
-
-
-def _generation_steps(plan: Plan, *, with_tasks: bool) -> frozenset[int]:
-    evaluation = plan.training.evaluation
-    if not with_tasks:
-        return frozenset()
-    if evaluation.generate_at_steps is not None:
-        return evaluation.generate_at_steps
-    return evaluation.at_steps | {0, plan.training.steps.total_steps}
-
-
-def _facts_for_trackers(plan: Plan) -> dict[str, Any]:
-    training = plan.training
-    parts: dict[str, Any] = {
-        "model": plan.model,
-        "precision": plan.model.precision,
-        "adapter": plan.adapter,
-        "steps": training.steps,
-        "optimizer": training.optimizer,
-        "schedule": training.schedule,
-    }
-    return {
-        f"{name}.{field.name}": getattr(part, field.name)
-        for name, part in parts.items()
-        if part is not None
-        for field in fields(part)
-    }

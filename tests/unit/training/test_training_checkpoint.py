@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 
 from newtune.errors import TrainingError
 from newtune.training import checkpoint as checkpoints
+from newtune.training import run_state
 from newtune.training.checkpoint import (
     damage_of,
     intact_checkpoint,
@@ -114,7 +115,7 @@ def test_a_run_whose_disk_fills_up_keeps_its_last_checkpoint(tmp_path, monkeypat
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path)
 
-    monkeypatch.setattr(checkpoints, "save_random_states", full_at_step_4)
+    monkeypatch.setattr(run_state, "save_random_states", full_at_step_4)
     with pytest.raises(TrainingError, match="disk"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-2"]

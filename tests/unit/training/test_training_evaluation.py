@@ -104,7 +104,7 @@ def test_answers_are_generated_before_and_after(tmp_path):
     }
     assert scores == {0: 0.0, 3: 1.0}
     assert teacher.calls == [(5, 8, (2,))] * 2
-    assert len(trainer.generations[3].samples) == 5
+    assert len(trainer.evaluator.generations[3].samples) == 5
     assert "exact match 100.0%" in run.output.getvalue()
 
 
@@ -143,6 +143,6 @@ def test_a_model_that_learnt_its_answers_by_heart_scores(tmp_path):
     )
     trainer = run.trainer()
     trainer.train()
-    samples = trainer.generations[40].samples
+    samples = trainer.evaluator.generations[40].samples
     assert run.metrics()[0]["eval_exact_match"] == 0.0
     assert samples[0].is_exact

@@ -7,8 +7,8 @@ import torch
 
 from newtune.errors import SetupError
 from newtune.training.arguments import OneDeviceArguments, training_arguments
+from newtune.training.build import say_which_gpu
 from newtune.training.callbacks import epoch_after
-from newtune.training.trainer import say_which_gpu
 from runs import ListedBatches, TinyRun, assert_same, packed, weights
 
 

@@ -1,0 +1,65 @@
+"""What a resumable checkpoint holds besides weights, and how it comes back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
+from torch.optim.lr_scheduler import LRScheduler
+
+from newtune.run_dir import write_json
+from newtune.training.checkpoint import (
+    OPTIMIZER_FILE,
+    RNG_FILE,
+    SCHEDULER_FILE,
+    STATE_FILE,
+    Model,
+    save_random_states,
+    write_tensors,
+)
+from newtune.training.optimizer_state import load_named_state, named_state
+
+
+class Remembers(Protocol):
+    """Something whose memory a checkpoint keeps."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the memory as JSON values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the memory back."""
+        ...
+
+
+def save_run_state(
+    folder: Path,
+    model: Model,
+    optimizer: AcceleratedOptimizer,
+    schedule: LRScheduler,
+    remembered: Mapping[str, Remembers],
+) -> None:
+    """Write optimizer (by parameter name), schedule, random states, and what is remembered."""
+    write_tensors(folder / OPTIMIZER_FILE, named_state(optimizer, model))
+    write_tensors(folder / SCHEDULER_FILE, schedule.state_dict())
+    save_random_states(folder / RNG_FILE)
+    write_json(folder / STATE_FILE, {name: part.state() for name, part in remembered.items()})
+
+
+def load_run_state(
+    folder: Path,
+    model: Model,
+    optimizer: AcceleratedOptimizer,
+    schedule: LRScheduler,
+    remembered: Mapping[str, Remembers],
+) -> None:
+    """Load what `save_run_state` wrote, but for the random states."""
+    saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    load_named_state(optimizer.optimizer, model, saved)
+    schedule.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
+    memories = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    for name, part in remembered.items():
+        if name in memories:
+            part.restore(memories[name])
