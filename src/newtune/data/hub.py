@@ -8,7 +8,9 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from newtune.data.sources import ArrowRows, Source, Table
+from newtune.data.sources.columnar import ArrowRows
+from newtune.data.sources.files import Source
+from newtune.data.sources.rows import Table
 from newtune.errors import DataError
 from newtune.logs import logger
 

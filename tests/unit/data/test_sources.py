@@ -1,17 +1,27 @@
 """Rows of local files: kinds, folders, splits, and files that are broken."""
 
+import bz2
 import gzip
 import json
+import lzma
+import pickle
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import zstandard
 
-from newtune.data.sources import Source, open_source, parse_split
+from newtune.data.sources import Malformed, Source, open_source, parse_split
+from newtune.data.sources.open import open_file
 from newtune.errors import DataError
 
 ROWS = [{"n": n, "text": f"row {n}"} for n in range(10)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.fixture(autouse=True)
+def _work_in(tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))  # the cache lies in the working directory
 
 
 def read(path, **options):
@@ -35,6 +45,10 @@ def write_arrow_stream(path):
         writer.write_table(table)
 
 
+def two_frames(compress):
+    return compress(LINES[:40].encode()) + compress(LINES[40:].encode())
+
+
 WRITERS = {
     "rows.jsonl": lambda path: path.write_text(LINES),
     "rows.json": lambda path: path.write_text(json.dumps(ROWS)),
@@ -42,6 +56,13 @@ WRITERS = {
     "bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + LINES.encode()),
     "blank.jsonl": lambda path: path.write_text("\n" + LINES.replace("\n", "\n\n")),
     "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
+    "rows.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
+    "rows.jsonl.zst": lambda path: path.write_bytes(two_frames(zstandard.compress)),
+    "rows.jsonl.bz2": lambda path: path.write_bytes(two_frames(bz2.compress)),
+    "rows.jsonl.xz": lambda path: path.write_bytes(two_frames(lzma.compress)),
+    "crlf.jsonl": lambda path: path.write_text(LINES.replace("\n", "\r\n")),
+    "no_end.jsonl": lambda path: path.write_text(LINES.rstrip()),
+    "pretty.json": lambda path: path.write_text("\n" + json.dumps(ROWS, indent=2) + "\n"),
     "rows.parquet": write_parquet,
     "rows.arrow": write_arrow,
     "stream.arrow": write_arrow_stream,
@@ -52,6 +73,90 @@ WRITERS = {
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
     WRITERS[name](tmp_path / name)
     assert read(tmp_path / name) == ROWS
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_rows_travel_to_another_process_as_paths(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    rows = open_source(Source(str(tmp_path / name), split="train[2:7]"))
+    sent = pickle.dumps(rows)
+    assert b"row 3" not in sent
+    open_file.cache_clear()  # as in a process that has not seen the file
+    there = pickle.loads(sent)
+    assert list(there.chunks(2)) == list(rows.chunks(2))
+    assert there.fingerprint == rows.fingerprint
+    again = pickle.loads(sent)
+    assert again.table is there.table  # a process opens a file once
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(LINES)
+    rows = open_source(Source(str(tmp_path / "rows.jsonl")))
+    (tmp_path / "rows.jsonl").write_text(LINES[:30])
+    with pytest.raises(DataError, match=r"rows.jsonl: was changed while it was being read"):
+        next(rows.chunks())
+
+
+def test_several_files_are_read_in_runs(tmp_path):
+    for name, part in (("a.jsonl", ROWS[:4]), ("b.jsonl", ROWS[4:5]), ("c.jsonl", ROWS[5:])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+    table = open_source(Source(str(tmp_path))).table
+    for start in range(11):
+        for step in (1, 2, 3, 7):
+            wanted = range(start, 10, step)
+            assert list(table.read(wanted)) == [ROWS[n] for n in wanted]
+
+
+def test_a_large_file_keeps_its_index_beside_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("newtune.data.sources.records.INDEX_KEPT_FROM", 0)
+    monkeypatch.setattr("newtune.data.sources.records.BLOCK", 7)
+    (tmp_path / "rows.jsonl").write_text("\n \n" + LINES)
+    source = Source(str(tmp_path / "rows.jsonl"), cache_folder=tmp_path / "cache")
+    rows = open_source(source)
+    (entries,) = rows.chunks()
+    assert [entry.row for entry in entries] == ROWS
+    assert [entry.place.rsplit(" ", 1)[1] for entry in entries] == [str(n) for n in range(3, 13)]
+    (index,) = (tmp_path / "cache").glob("*.index")
+    open_file.cache_clear()
+    made = index.stat().st_mtime_ns
+    assert list(open_source(source).chunks()) == [entries]
+    assert index.stat().st_mtime_ns == made
+
+
+def test_parquet_is_read_by_groups_and_large_groups_through_arrow(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    pa.parquet.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=3)
+    table = open_source(Source(str(path))).table
+    for start in range(11):
+        for step in (1, 2, 4, 5):
+            wanted = range(start, 10, step)
+            assert list(table.read(wanted)) == [ROWS[n] for n in wanted]
+    monkeypatch.setattr("newtune.data.sources.columnar.LARGEST_GROUP", 0)
+    open_file.cache_clear()
+    assert read(path, cache_folder=tmp_path / "cache") == ROWS
+    assert list((tmp_path / "cache").glob("*.arrow"))
+
+
+def test_malformed_rows_can_be_dropped(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    rows = open_source(Source(str(tmp_path / "rows.jsonl"), drop_malformed=True))
+    (entries,) = rows.chunks()
+    assert [entry.row for entry in entries] == [{"a": 1}, {}, {"a": 3}]
+    bad = pickle.loads(pickle.dumps(entries[1].row))
+    assert isinstance(bad, Malformed)
+    assert bad.reason == "malformed JSON: Expecting value (column 7)."
+
+
+def test_patterns_in_path_and_data_files(tmp_path):
+    for name in ("a1.jsonl", "a2.jsonl", "b1.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"file": name}) + "\n")
+    assert [row["file"] for row in read(tmp_path / "a*.jsonl")] == ["a1.jsonl", "a2.jsonl"]
+    files = ("b*.jsonl", "a2.jsonl")
+    assert [row["file"] for row in read(tmp_path, data_files=files)] == ["b1.jsonl", "a2.jsonl"]
+    named = read("json", data_files=("a?.jsonl",), base_folder=tmp_path)
+    assert [row["file"] for row in named] == ["a1.jsonl", "a2.jsonl"]
+    with pytest.raises(DataError, match=r"c\*.jsonl: no file matches this pattern"):
+        read(tmp_path / "c*.jsonl")
 
 
 def test_csv_and_text(tmp_path):
@@ -114,7 +219,7 @@ BROKEN = {
     "truncated.jsonl": (b'{"a": 1}\n{"a": "b\n', r"line 2: malformed JSON"),
     "truncated.json": (b'[{"a": 1},\n {"a"', r"line 2: malformed JSON"),
     "latin.jsonl": (b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2: not UTF-8 at byte 8"),
-    "latin.csv": (b"a\n\xe9\n", r"not UTF-8 at byte 3"),
+    "latin.csv": (b"a\n\xe9\n", r"row 1: not UTF-8 at byte 1"),
     "list.jsonl": (b'{"a": 1}\n[1]\n', r"line 2: a row must be an object, got list"),
     "numbers.json": (b"[1, 2]", r"row 1: a row must be an object, got int"),
     "deep.jsonl": (

@@ -1,0 +1,145 @@
+"""Which files a source has, and in what order."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import has_magic
+from pathlib import Path
+
+from newtune.data.sources.kinds import KINDS, kind_of
+from newtune.errors import DataError
+from newtune.lookup import did_you_mean
+
+
+@dataclass(frozen=True)
+class Source:
+    """One configured dataset's place: a file, a folder, or a hub id, and which rows of it."""
+
+    path: str
+    kind: str | None = None
+    """`ds_type`; None reads it off the file's name."""
+    data_files: tuple[str, ...] = ()
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    trust_remote_code: bool = False
+    shards: int | None = None
+    shard: int = 0
+    base_folder: Path = Path()
+    """Where relative paths are looked up besides the working directory."""
+    cache_folder: Path = Path("last_run_prepared/sources")
+    """Where files are unpacked, downloaded and indexed."""
+    drop_malformed: bool = False
+    """Rows that cannot be read become `Malformed` ones, to be counted and listed."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file on this machine and the name that the user knows it by."""
+
+    path: Path
+    name: str
+
+
+def local_files(source: Source, split: str) -> list[Found] | None:
+    """Return the files of a local source, in order; None when the path is not local.
+
+    Raises:
+        DataError: the path or a data file is not there.
+    """
+    if source.path in set(KINDS.values()) and source.data_files:
+        return _named(source.data_files, source.base_folder)
+    root = _existing(source.path, source.base_folder)
+    if root is None and has_magic(source.path):
+        return _matching(source.path, source.base_folder)
+    if root is None and _looks_local(source.path):
+        raise DataError(
+            f"{source.path}: no such file or folder. {_similar(source.path, source.base_folder)}"
+        )
+    if root is None:
+        return None
+    if root.is_file():
+        return [Found(root, str(root))]
+    if source.data_files:
+        return _named(source.data_files, root)
+    return [Found(path, str(path)) for path in _files_of_folder(root, split, source.kind)]
+
+
+def _named(names: Sequence[str], folder: Path) -> list[Found]:
+    found: list[Found] = []
+    for name in names:
+        if has_magic(name) and _existing(name, folder) is None:
+            found += _matching(name, folder)
+        else:
+            path = _required(name, folder)
+            found.append(Found(path, str(path)))
+    return found
+
+
+def _matching(pattern: str, folder: Path) -> list[Found]:
+    given = Path(pattern).expanduser()
+    places = [Path(given.anchor)] if given.is_absolute() else [folder, Path()]
+    relative = str(given.relative_to(given.anchor))
+    for place in places:
+        paths = sorted(path for path in place.glob(relative) if path.is_file())
+        if paths:
+            return [Found(path, str(path)) for path in paths]
+    raise DataError(f"{pattern}: no file matches this pattern in {folder.resolve()}.")
+
+
+def _existing(name: str, folder: Path) -> Path | None:
+    given = Path(name).expanduser()
+    candidates = [folder / given, given]
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _required(name: str, folder: Path) -> Path:
+    found = _existing(name, folder)
+    if found is None:
+        raise DataError(f"{name}: no such file in {folder.resolve()}. {_similar(name, folder)}")
+    return found
+
+
+def _looks_local(path: str) -> bool:
+    """Tell a path from a hub id: hub ids have at most one slash and no data suffix."""
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        return True
+    return kind_of(path) is not None
+
+
+def _similar(name: str, folder: Path) -> str:
+    parent = (folder / Path(name).expanduser()).parent
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    hint = did_you_mean(Path(name).name, names)
+    if hint:
+        return hint[:1].upper() + hint[1:]
+    return (
+        "Check `path`; it is taken from the folder of the configuration file, else from the "
+        "working directory."
+    )
+
+
+def _files_of_folder(folder: Path, split: str, kind: str | None) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    chosen = choose_files(names, split, kind)
+    if not chosen:
+        raise DataError(f"{folder}: no data file in it ({', '.join(sorted(KINDS))}).")
+    return [folder / name for name in chosen]
+
+
+def choose_files(names: Sequence[str], split: str, kind: str | None) -> list[str]:
+    """Return a folder's data files in order; those named after the split, if any are.
+
+    Names are relative, with `/`. Text counts when it was asked for or there is nothing else.
+    """
+    files = sorted(name for name in names if kind_of(name) and not _base(name).startswith("."))
+    if any(kind_of(name) != "text" for name in files):
+        files = [name for name in files if kind_of(name) != "text" or kind == "text"]
+    named = [name for name in files if split in re.split(r"[-_.]", _base(name))]
+    named = named or [name for name in files if split in name.split("/")]
+    return named or files
+
+
+def _base(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
