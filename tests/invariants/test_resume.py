@@ -126,7 +126,7 @@ def test_a_stop_makes_a_full_checkpoint_even_where_weights_only_were_asked_for(t
 
 
 def test_a_signal_in_the_last_step_ends_a_complete_run(tmp_path):
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, evaluation={"at_steps": frozenset({2})})
     trainer = run.trainer()
     trainer.add_callback(Kill(signal.SIGTERM, step=STEPS))
     trainer.train()
@@ -141,6 +141,94 @@ def test_a_signal_during_the_evaluation_before_the_first_step(tmp_path):
     run = make_run(tmp_path, evaluation={"at_steps": frozenset({0})}, loss_sum=loss_sum)
     with pytest.raises(Interrupted, match="before the first step"):
         run.trainer().train()
+
+
+class KillInEvaluation:
+    """A loss that sends this process a signal at its n-th batch of evaluations."""
+
+    def __init__(self, batch):
+        self.batch = batch
+        self.seen = 0
+
+    def __call__(self, model, batch):
+        if not model.training:
+            self.seen += 1
+            if self.seen == self.batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss_sum(model, batch)
+
+
+BEST = {
+    "save": {"at_steps": frozenset({2, 4, 6}), "load_best_at_end": True},
+    "evaluation": {"at_steps": frozenset({2, 4, 6}), "early_stopping_patience": 2},
+    "optimizer": {"learning_rate": 0.1},
+}
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6], ids=["first", "second, within", "last step"])
+@pytest.mark.parametrize("changes", [{}, BEST], ids=["plain", "best model"])
+def test_a_signal_during_an_evaluation_cuts_it_short(tmp_path, batch, changes):
+    whole, expected = uninterrupted(tmp_path / "whole", **changes)
+    run = make_run(tmp_path / "stopped", **changes, loss_sum=KillInEvaluation(batch))
+    step = 2 * ((batch + 1) // 2)
+    trainer = run.trainer()
+    with pytest.raises(Interrupted, match=f"after step {step} of 6"):
+        trainer.train()
+    assert run.loss_sum.seen == batch
+
+    run.loss_sum = KillInEvaluation(1)
+    with pytest.raises(Interrupted, match=f"before the first step.*checkpoint-{step}"):
+        run.trainer().train(run.root / f"checkpoint-{step}")
+
+    run.loss_sum = compute_loss_sum
+    resumed = run.trainer()
+    for _ in range(2):  # as if killed before the next checkpoint, the second time
+        resumed = run.trainer()
+        resumed.train(run.root / f"checkpoint-{step}")
+    assert_same(weights(resumed.model), expected)
+    assert comparable(run) == comparable(whole)
+
+
+def test_a_signal_in_a_step_before_an_evaluation_leaves_it_for_the_resumed_run(tmp_path):
+    whole, expected = uninterrupted(tmp_path / "whole")
+    run = make_run(tmp_path / "stopped")
+    trainer = run.trainer()
+    trainer.add_callback(Kill(signal.SIGTERM, step=4))
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert [line["step"] for line in run.metrics() if "eval_loss" in line] == [2]
+    resumed = run.trainer()
+    resumed.train(run.root / "checkpoint-4")
+    assert_same(weights(resumed.model), expected)
+    assert comparable(run) == comparable(whole)
+
+
+def test_an_early_stop_by_the_evaluation_that_was_cut_short(tmp_path):
+    def make(root):
+        return make_run(
+            root,
+            evaluation={
+                "at_steps": frozenset({2, 4, 6}),
+                "early_stopping_patience": 1,
+                "early_stopping_threshold": 100.0,
+            },
+            save={"at_steps": frozenset({2}), "load_best_at_end": True},
+        )
+
+    whole = make(tmp_path / "whole")
+    complete = whole.trainer()
+    complete.train()
+    assert complete.state.global_step == 4
+    run = make(tmp_path / "stopped")
+    run.loss_sum = KillInEvaluation(3)
+    with pytest.raises(Interrupted):
+        run.trainer().train()
+    run.loss_sum = compute_loss_sum
+    resumed = run.trainer()
+    resumed.train(run.root / "checkpoint-4")
+    assert resumed.state.global_step == 4
+    assert comparable(run) == comparable(whole)
+    assert_same(weights(resumed.model), weights(complete.model))
 
 
 def test_a_run_in_another_thread_leaves_the_signals_alone(tmp_path):

@@ -54,6 +54,13 @@ class Evaluator:
         """The steps after which something is measured."""
         return self.loss_steps | self.generation_steps
 
+    def kinds_of_steps(self) -> dict[int, str]:
+        """Return step → what is measured after it, alike for evaluations that take alike."""
+        kinds = dict.fromkeys(self.loss_steps, "loss")
+        for step in self.generation_steps:
+            kinds[step] = "loss and answers" if step in self.loss_steps else "answers"
+        return kinds
+
     def measure(
         self, step: int, batches: Callable[[], Iterable[Batch]], *, everything: bool
     ) -> dict[str, float]:

@@ -10,8 +10,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,10 @@ class Window:
     seconds: float = 0.0
 
 
+PACE_STEPS = 20
+"""The pace is that of so many last steps."""
+
+
 @dataclass
 class Meter:
     """Adds up what the steps of a run did."""
@@ -75,7 +80,9 @@ class Meter:
     trained_tokens: int = 0
     step_loss: float = 0.0
     """Loss of the last step, in nats per trained token."""
+    _step_tokens: int = 0
     _mark: float = 0.0
+    _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
 
     @classmethod
     def new(cls) -> "Meter":
@@ -89,6 +96,7 @@ class Meter:
         self.window.trained_tokens += counts.trained_tokens
         self.window.tokens += counts.tokens
         self.tokens += counts.tokens
+        self._step_tokens = counts.tokens
         self.trained_tokens += counts.trained_tokens
 
     def restart_clock(self) -> None:
@@ -99,7 +107,17 @@ class Meter:
         """Add the time since the last call to the window: a step has ended."""
         now = time.monotonic()
         self.window.seconds += now - self._mark
+        self._recent.append((now - self._mark, self._step_tokens))
         self._mark = now
+
+    def seconds_per_step(self) -> float:
+        """Return the time of a step, evaluating and saving left out, over the last few."""
+        return sum(seconds for seconds, _ in self._recent) / max(1, len(self._recent))
+
+    def tokens_per_second(self) -> float:
+        """Return the tokens per second of the last few steps, evaluating and saving left out."""
+        seconds = sum(seconds for seconds, _ in self._recent)
+        return sum(tokens for _, tokens in self._recent) / seconds if seconds else 0.0
 
     def report(self) -> dict[str, float]:
         """Return the window's values and start a new window."""
@@ -167,11 +185,12 @@ class MetricsFile(TrainerCallback):
     """Appends every log to `metrics.jsonl`, flushed line by line.
 
     A resumed run first drops the lines after its checkpoint, so that the file reads as if the run
-    had never stopped.
+    had never stopped; also the last evaluation, where `evaluation_due` says it is taken again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, evaluation_due: Callable[[], bool] = lambda: False) -> None:
         self.path = path
+        self.evaluation_due = evaluation_due
 
     def on_train_begin(
         self,
@@ -182,8 +201,12 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Start the file, or cut it back to the step that is resumed from."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        step, lines = state.global_step, read_json_lines(self.path) if state.global_step else []
         kept = [
-            line for line in read_json_lines(self.path) if state.global_step and _upto(line, state)
+            line
+            for line in lines
+            if line["step"] < step
+            or (line["step"] == step and not (self.evaluation_due() and "eval_runtime" in line))
         ]
         aside = self.path.with_suffix(".partial")
         aside.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
@@ -201,10 +224,6 @@ class MetricsFile(TrainerCallback):
         line = {"step": state.global_step, **(logs or {}), "time": round(time.time(), 3)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{json.dumps(line)}\n")
-
-
-def _upto(line: Mapping[str, Any], state: TrainerState) -> bool:
-    return int(line["step"]) <= state.global_step
 
 
 def perplexity(loss: float) -> float:

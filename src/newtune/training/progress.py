@@ -1,6 +1,5 @@
 """What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,16 +11,22 @@ from newtune.training.metrics import Meter, peak_memory_bytes
 
 
 class ProgressDisplay(TrainerCallback):
-    """Shows step, loss, tokens per second, remaining time and memory."""
+    """Shows step, loss, tokens per second, remaining time and memory.
 
-    def __init__(self, meter: Meter, console: Console) -> None:
+    `evaluations` says what is measured after which step; each kind is taken to last as it did when
+    it was last measured.
+    """
+
+    def __init__(
+        self, meter: Meter, console: Console, evaluations: Mapping[int, str] | None = None
+    ) -> None:
         self.meter = meter
         self.console = console
+        self.evaluations = evaluations or {}
+        self.seconds_of: dict[str, float] = {}
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self.first_step = 0
-        self.started = 0.0
-        self.tokens_before = 0
 
     def on_train_begin(
         self,
@@ -31,8 +36,7 @@ class ProgressDisplay(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Start the bar where the run starts, or is resumed."""
-        self.first_step, self.started = state.global_step, time.monotonic()
-        self.tokens_before = self.meter.tokens
+        self.first_step = state.global_step
         if not self.console.is_terminal:
             return
         self.bar = Progress(
@@ -69,12 +73,13 @@ class ProgressDisplay(TrainerCallback):
         """Print evaluations always, training losses where there is no bar."""
         logs = logs or {}
         if any(name.startswith("eval_") for name in logs):
-            self.console.print(evaluation_line(state.global_step, logs), highlight=False)
+            kind = self.evaluations.get(state.global_step, "")
+            self.seconds_of[kind] = logs.get("eval_runtime", 0.0)
+            self._print(evaluation_line(state.global_step, logs))
         elif "loss" in logs and self.bar is None:
-            self.console.print(
+            self._print(
                 f"step {state.global_step}/{state.max_steps} · epoch {logs['epoch']:.2f} · "
-                f"lr {logs['learning_rate']:.2e} · {self._facts(state)}",
-                highlight=False,
+                f"lr {logs['learning_rate']:.2e} · {self._facts(state)}"
             )
 
     def on_train_end(
@@ -93,15 +98,25 @@ class ProgressDisplay(TrainerCallback):
             self.bar.stop()
             self.bar = None
 
+    def _print(self, line: str) -> None:
+        """Print one line as one line, however narrow the place is."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
     def _facts(self, state: TrainerState) -> str:
-        seconds = max(1e-9, time.monotonic() - self.started)
-        done = max(1, state.global_step - self.first_step)
-        remaining = seconds / done * (state.max_steps - state.global_step)
-        speed = (self.meter.tokens - self.tokens_before) / seconds
+        remaining = self.remaining_seconds(state.global_step, state.max_steps)
         return (
-            f"loss {self.meter.step_loss:.4f} · {speed:,.0f} tok/s · {clock(remaining)} left · "
-            f"{peak_memory_bytes() / 1e9:.2f} GB"
+            f"loss {self.meter.step_loss:.4f} · {self.meter.tokens_per_second():,.0f} tok/s · "
+            f"{clock(remaining)} left · {peak_memory_bytes() / 1e9:.2f} GB"
         )
+
+    def remaining_seconds(self, step: int, max_steps: int) -> float:
+        """Return the time that the steps and evaluations after `step` take at today's pace."""
+        evaluating = sum(
+            self.seconds_of.get(kind, 0.0)
+            for later, kind in self.evaluations.items()
+            if step < later <= max_steps
+        )
+        return self.meter.seconds_per_step() * (max_steps - step) + evaluating
 
 
 def evaluation_line(step: int, metrics: Mapping[str, Any]) -> str:

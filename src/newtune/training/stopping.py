@@ -6,7 +6,7 @@ Each stop says where it happened, what is kept, and how to go on.
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -19,14 +19,26 @@ from newtune.logs import notice
 from newtune.plan.parts import Plan
 
 
+class CutShort(Exception):  # noqa: N818 (it is not an error to obey)
+    """A signal came while the model was evaluated; the evaluation is taken anew on resuming."""
+
+
+class EndedByEvaluation(Exception):  # noqa: N818 (a run may end like this)
+    """The evaluation that a resumed run began with ended it: no step follows."""
+
+
 class StopRequest(TrainerCallback):
-    """Remembers that the run shall stop, and lets the step that is under way end first."""
+    """Remembers that the run shall stop, and lets the step that is under way end first.
+
+    An evaluation is not waited for: it is cut short, and a resumed run begins with it.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.process = os.getpid()
-        self.nothing_to_lose = False
-        """True while the model is evaluated before its first step: stop at once then."""
+        self.evaluation_due = False
+        """The evaluation after the last step is still to be taken."""
+        self._at_once = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -47,14 +59,23 @@ class StopRequest(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal end the block where it stands, by CutShort."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a data loader's worker, which Ctrl-C in a terminal reaches too
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        if self.nothing_to_lose:
-            raise Interrupted(f"Stopped by {self.signal.name} before the first step.")
+        if self._at_once:
+            raise CutShort
         notice(
             f"{self.signal.name} received: the step under way is finished and a checkpoint saved; "
             "once more stops at once"
@@ -68,10 +89,24 @@ class StopRequest(TrainerCallback):
         **kwargs: Any,
     ) -> TrainerControl:
         """Save and end, unless the run is at its end anyway."""
-        if self.signal is not None and state.global_step < state.max_steps:
+        left = state.global_step < state.max_steps or control.should_evaluate
+        if self.signal is not None and left:
+            self.evaluation_due = control.should_evaluate
+            control.should_evaluate = False
             control.should_save = True
             control.should_training_stop = True
         return control
+
+    def cut_short(self, step: int, control: TrainerControl) -> None:
+        """Save and end, the evaluation after `step` being left for the resumed run."""
+        assert self.signal is not None
+        notice(
+            f"{self.signal.name} received: the evaluation after step {step} is cut short and a "
+            "checkpoint saved; the resumed run begins with it"
+        )
+        self.evaluation_due = True
+        control.should_save = True
+        control.should_training_stop = True
 
     def on_epoch_end(
         self,
@@ -85,12 +120,21 @@ class StopRequest(TrainerCallback):
         Raises:
             Interrupted: a stop was asked for before the last step.
         """
-        if self.signal is not None and state.global_step < state.max_steps:
+        left = state.global_step < state.max_steps or self.evaluation_due
+        if self.signal is not None and left:
             raise Interrupted(
                 f"Stopped by {self.signal.name} after step {state.global_step} of "
                 f"{state.max_steps}. The checkpoint is {args.output_dir}/checkpoint-"
                 f"{state.global_step}; go on with `newtune train CONFIG --resume`."
             )
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"evaluation_due": self.evaluation_due}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.evaluation_due = state["evaluation_due"]
 
 
 def require_finite(

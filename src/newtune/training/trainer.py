@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_
 from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from newtune.errors import TrainingError
+from newtune.errors import Interrupted, TrainingError
 from newtune.logs import notice
 from newtune.plan.parts import Plan
 from newtune.run_dir import RunDir
@@ -37,6 +37,8 @@ from newtune.training.progress import ProgressDisplay
 from newtune.training.run_state import Remembers, load_run_state, save_run_state
 from newtune.training.schedules import learning_rate_share
 from newtune.training.stopping import (
+    CutShort,
+    EndedByEvaluation,
     StopRequest,
     is_out_of_memory,
     out_of_memory,
@@ -71,9 +73,9 @@ class NewtuneTrainer(Trainer):
         self.evaluator = evaluator
         self.meter = Meter.new()
         self.stop = StopRequest()
-        self.display = ProgressDisplay(self.meter, console)
+        self.display = ProgressDisplay(self.meter, console, evaluator.kinds_of_steps())
         self.reporting = Reporting(plan.training.trackers, run_dir.root, facts_of(plan))
-        self._remembered: dict[str, Remembers] = {"meter": self.meter}
+        self._remembered: dict[str, Remembers] = {"meter": self.meter, "stop": self.stop}
         self._micro_losses: list[Tensor] = []
         self._micro_counts: list[Tensor] = []
         self._step_counts = TokenCounts(0, 0)
@@ -106,7 +108,7 @@ class NewtuneTrainer(Trainer):
             cadence,
             self.stop,
             *watching.values(),
-            MetricsFile(self.run_dir.metrics_file),
+            MetricsFile(self.run_dir.metrics_file, lambda: self.stop.evaluation_due),
             self.display,
             self.reporting,
         ]
@@ -139,6 +141,8 @@ class NewtuneTrainer(Trainer):
         try:
             with self.stop.listening():
                 output: TrainOutput = super().train(resume_from_checkpoint=start)
+        except EndedByEvaluation:
+            output = self._end_without_a_step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -155,6 +159,12 @@ class NewtuneTrainer(Trainer):
             self._leave()
         self._prepared_optimizer().eval()  # schedule-free optimizers hold two sets of weights
         return output
+
+    def _end_without_a_step(self) -> TrainOutput:
+        if self.plan.training.save.load_best_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(self.state.global_step, 0.0, {})
 
     def _leave(self) -> None:
         self.display.close()
@@ -294,24 +304,47 @@ class NewtuneTrainer(Trainer):
         """Measure what is due after the current step: loss, answers, or both.
 
         Outside of training, everything is due.
+
+        Raises:
+            Interrupted: a signal came before the first step, also that of a resumed run.
         """
         started, step = time.monotonic(), self.state.global_step
-        with self._evaluating():
-            metrics = self.evaluator.measure(
-                step, self._eval_batches, everything=not self.is_in_train
-            )
+        try:
+            with self._evaluating(), self.stop.at_once():
+                metrics = self.evaluator.measure(
+                    step, self._eval_batches, everything=not self.is_in_train
+                )
+        except CutShort:
+            self._require_something_to_save()
+            self.stop.cut_short(step, self.control)
+            return {}
         metrics["eval_runtime"] = round(time.monotonic() - started, 3)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         self.meter.restart_clock()
+        if self.stop.evaluation_due:
+            self._catch_up(metrics)
         return metrics
+
+    def _require_something_to_save(self) -> None:
+        if self.state.global_step == self.display.first_step:
+            assert self.stop.signal is not None
+            kept = f" {self._what_is_kept()}" if self.state.global_step else ""
+            raise Interrupted(f"Stopped by {self.stop.signal.name} before the first step.{kept}")
+
+    def _catch_up(self, metrics: dict[str, float]) -> None:
+        """Do what follows the evaluation that a stopped run could not take."""
+        self.stop.evaluation_due = False
+        if self._determine_best_metric(metrics, trial=None):
+            self._point_to_best()
+        if self.control.should_training_stop:
+            raise EndedByEvaluation
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         self._doing, was_training = "evaluating", self.network.training
-        self.stop.nothing_to_lose = self.state.global_step == 0
         self.network.eval()
         if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.eval()
@@ -319,7 +352,6 @@ class NewtuneTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 yield
         finally:
-            self.stop.nothing_to_lose = False
             self.network.train(was_training)
 
     def _eval_batches(self) -> Iterable[Batch]:
@@ -381,12 +413,17 @@ class NewtuneTrainer(Trainer):
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        best = self.run_dir.root / f"checkpoint-{self.state.best_global_step}"
-        if best.is_dir():  # also when the run's folder was moved since
-            self.state.best_model_checkpoint = str(best)
+        self._point_to_best()
         load_run_state(
             folder, self.network, self._prepared_optimizer(), self._schedule(), self._remembered
         )
+        self.args.eval_on_start = self.stop.evaluation_due
+
+    def _point_to_best(self) -> None:
+        """Say where the best checkpoint lies, also when the run's folder was moved since."""
+        best = self.run_dir.root / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir():
+            self.state.best_model_checkpoint = str(best)
 
     def _load_best_model(self) -> None:
         """Load the weights of the best checkpoint."""

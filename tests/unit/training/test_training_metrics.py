@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from newtune.run_dir import read_json_lines
-from newtune.training.metrics import Meter, TokenCounts, perplexity
+from newtune.training.metrics import PACE_STEPS, Meter, TokenCounts, perplexity
 from newtune.training.progress import ProgressDisplay, clock, evaluation_line
 from runs import TinyRun, packed
 
@@ -52,6 +52,56 @@ def test_time_for_evaluating_and_saving_is_left_out(monkeypatch):
     report = meter.report()
     assert report["tokens_per_second"] == 20 / 5
     assert report["loss"] == 8 / 4
+
+
+def test_the_pace_is_that_of_the_last_steps_alone(monkeypatch):
+    now = iter([0.0, 50.0, 52.0, 100.0, 103.0])
+    monkeypatch.setattr("newtune.training.metrics.time.monotonic", lambda: next(now))
+    meter = Meter.new()  # 0
+    assert meter.tokens_per_second() == meter.seconds_per_step() == 0
+    meter.restart_clock()  # 50: a long evaluation before the first step
+    meter.add_step(1.0, TokenCounts(10, 3))
+    meter.add_time()  # 52
+    meter.restart_clock()  # 100
+    meter.add_step(1.0, TokenCounts(20, 3))
+    meter.add_time()  # 103
+    assert meter.tokens_per_second() == 30 / 5
+    assert meter.seconds_per_step() == 5 / 2
+    monkeypatch.setattr("newtune.training.metrics.time.monotonic", lambda: 103.0)
+    for _ in range(PACE_STEPS):
+        meter.add_time()
+    assert meter.seconds_per_step() == 0
+
+
+def test_the_remaining_time_counts_the_evaluations_to_come(monkeypatch):
+    monkeypatch.setattr(Meter, "seconds_per_step", lambda self: 2.0)
+    console = Console(file=io.StringIO())
+    kinds = {0: "answers", 4: "loss", 8: "loss", 10: "answers"}
+    display = ProgressDisplay(Meter.new(), console, kinds)
+    assert display.remaining_seconds(0, 10) == 20
+    display.seconds_of = {"answers": 100.0, "loss": 7.0}
+    assert display.remaining_seconds(0, 10) == 20 + 7 + 7 + 100
+    assert display.remaining_seconds(4, 10) == 12 + 7 + 100
+    assert display.remaining_seconds(10, 10) == 0
+
+
+def test_a_report_is_one_line_however_narrow_the_place_is(tmp_path):
+    run = TinyRun(tmp_path, steps=2, evaluation_batches=packed(1))
+    trainer = run.trainer()
+    output = io.StringIO()
+    trainer.display.console = Console(file=output, width=40)
+    trainer.train()
+    assert len(output.getvalue().splitlines()) == 2
+
+
+def test_an_evaluation_is_timed_by_its_kind(tmp_path):
+    run = TinyRun(
+        tmp_path, steps=2, evaluation_batches=packed(1), evaluation={"at_steps": frozenset({1})}
+    )
+    trainer = run.trainer()
+    trainer.train()
+    assert trainer.display.evaluations == {1: "loss"}
+    assert trainer.display.seconds_of["loss"] > 0
 
 
 def test_perplexity_of_a_hopeless_loss_is_infinite():
