@@ -45,7 +45,9 @@ class OutputHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits, or [loss sum, trained tokens] in float32 while labels are held."""
         if self.targets is None:
-            return super().forward(hidden)
+            # Every row's last position is a strided view, for which torch would copy the whole
+            # weight once per row.
+            return super().forward(hidden.contiguous())
         return self.loss(hidden, self.weight)
 
     def loss(

@@ -11,7 +11,7 @@ from newtune.training.feed import Examples
 from newtune.training.metrics import perplexity
 from newtune.types import IGNORE_INDEX, Batch, Example
 
-GENERATION_ROWS = 16
+GENERATION_ROWS = 32
 """Prompts answered at a time."""
 
 
