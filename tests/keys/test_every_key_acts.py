@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from newtune.config.load import load_config
+from newtune.errors import DataError
 from newtune.plan.plan import plan_as_dict
 from newtune.run import prepare
 from tiny import save_tiny_checkpoint
@@ -193,3 +194,14 @@ def test_the_key_changes_the_run(folder, key, value, besides):
     with_it, unread = outcome(folder, (*besides, f"--{key}", value))
     assert key not in unread
     assert with_it != without
+
+
+def test_on_error_drops_what_would_stop_the_run(folder):
+    (folder / "broken.jsonl").write_text((folder / "rows.jsonl").read_text() + '\n{"instruction')
+    path = ("--datasets.0.path", str(folder / "broken.jsonl"))
+    with pytest.raises(DataError, match="line 9: malformed JSON"):
+        outcome(folder, path)
+    dropped, unread = outcome(folder, (*path, "--datasets.0.on_error", "drop"))
+    whole, _ = outcome(folder, ())
+    assert unread == []
+    assert dropped[1] == whole[1]

@@ -59,7 +59,8 @@ class DatasetSection(Section):
     """One dataset: where its rows are and how they are read."""
 
     path: str = ""
-    """Local file or folder, hub id, or a URL (`https://`, `s3://`, `gs://`, `az://`). Required."""
+    """Local file, folder or pattern (`data/*.jsonl`), hub id, or an address of a file or folder
+    (`https://`, `s3://`, `gs://`, `az://`, `hf://`). Required."""
     type: str | PromptSection | None = None
     """Format of the rows: a name (`alpaca`, `chat_template`, `completion`, `input_output`, ...), a
     mapping (a prompt of one's own), or `package.module:function`. Empty: the rows are tokenised
@@ -67,7 +68,7 @@ class DatasetSection(Section):
     ds_type: Literal["json", "jsonl", "csv", "arrow", "parquet", "text"] | None = None
     """File format. Empty: read off the file name."""
     data_files: str | Strings | None = None
-    """Files inside `path` to read. Empty: all data files."""
+    """Files inside `path` to read: names, patterns or addresses. Empty: all data files."""
     name: str | None = None
     """Configuration (subset) of a hub dataset."""
     split: str | None = None
@@ -82,6 +83,9 @@ class DatasetSection(Section):
     """Which piece to use, counted from 0. Needs `shards`."""
     preprocess_shards: Positive | None = None
     """Tokenise in so many pieces to bound memory; the result is the same."""
+    on_error: Literal["raise", "drop"] = "raise"
+    """A malformed row (no JSON, a field missing, a value of the wrong type): `raise` stops and says
+    where it stands, `drop` leaves it out, counted and listed. newtune's own key."""
     field: str | None = None
     """Column of a `completion` dataset. Empty: `text`."""
     chat_template: str | None = None
@@ -174,7 +178,8 @@ class DataSection(Section):
     number of rows, below 1 a share. 0: none."""
     dataset_prepared_path: str | None = None
     """Folder of the cache of tokenised data. A cache is used only if file content, tokenizer,
-    template and every option that changes tokens are the same. Empty: `last_run_prepared`."""
+    template and every option that changes tokens are the same. What was downloaded or unpacked
+    lies under `sources` in it. Empty: `last_run_prepared`."""
     num_dataset_shards_to_save: Positive | None = None
     """Number of files of the cache."""
     skip_prepare_dataset: bool | None = None

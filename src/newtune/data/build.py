@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from newtune.data.counts import DatasetCounts, Tally
 from newtune.data.formats import Format, FormatOptions, PromptMapping, make_format
-from newtune.data.rendered import Drop, Rendered, Tokens
-from newtune.data.sources import NumberedRow, Rows
+from newtune.data.rendered import Drop, Outcome, Rendered, Tokens
+from newtune.data.sources import Malformed, NumberedRow, Rows
 from newtune.data.store import ExampleWriter
 from newtune.data.tokenize import TextEncoder, TokenBatch, as_batch, end_to_end
 from newtune.errors import DataError
 
 ROWS_WORTH_PROCESSES = 50_000
 """From so many rows on, starting processes (seconds) costs less than they save."""
+
+MALFORMED = Drop("malformed")
+"""Why a row is left out that cannot be read; where it stands says what is wrong with it."""
 
 Excess = Literal["drop", "truncate", "raise"]
 
@@ -56,8 +59,7 @@ class RowReader:
         tokens: list[tuple[Origin, Tokens]] = []
         drops: list[tuple[Origin, str]] = []
         for row in chunk:
-            origin = Origin(row.number, row.place)
-            outcome = self.format.read(row)
+            origin, outcome = self._read_row(row)
             if isinstance(outcome, Drop):
                 drops.append((origin, outcome.reason))
             elif isinstance(outcome, Rendered):
@@ -74,6 +76,17 @@ class RowReader:
             turns=sum(text.turns for text in rendered),
             ended=sum(text.ended for text in rendered),
         )
+
+    def _read_row(self, row: NumberedRow) -> tuple["Origin", Outcome]:
+        """Return what the format makes of a row; where asked for, a malformed one is dropped."""
+        if isinstance(row.row, Malformed):
+            return Origin(row.number, f"{row.place}: {row.row.reason}"), MALFORMED
+        try:
+            return Origin(row.number, row.place), self.format.read(row)
+        except DataError as error:
+            if not self.options.drop_malformed:
+                raise
+            return Origin(row.number, str(error)), MALFORMED
 
 
 class Origin(NamedTuple):

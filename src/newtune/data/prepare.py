@@ -19,7 +19,7 @@ from newtune.data.choice import Choice
 from newtune.data.counts import DatasetCounts
 from newtune.data.packing import PackingOptions, epoch_sequences, packing_efficiency
 from newtune.data.prepared_cache import MANIFEST, cache_key, write_cache
-from newtune.data.reading import limits_of, plan_datasets, template_to_save
+from newtune.data.reading import DEFAULT_FOLDER, limits_of, plan_datasets, template_to_save
 from newtune.data.store import ExampleStore
 from newtune.data.tokenize import TextEncoder
 from newtune.errors import DataError
@@ -28,8 +28,6 @@ from newtune.plan.parts import DataFacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-DEFAULT_FOLDER = "last_run_prepared"
 
 
 @dataclass(frozen=True)

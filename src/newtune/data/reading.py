@@ -19,6 +19,9 @@ from newtune.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+DEFAULT_FOLDER = "last_run_prepared"
+"""Where prepared data lies, and under `sources` what was downloaded and unpacked for it."""
+
 
 @dataclass(frozen=True)
 class DatasetPlan:
@@ -55,9 +58,10 @@ def plan_datasets(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> li
     if not config.data.datasets:
         raise DataError("`datasets` is empty: there is nothing to train on.")
     base_folder = config.source.parent if config.source else Path()
+    cache_folder = Path(config.data.dataset_prepared_path or DEFAULT_FOLDER) / "sources"
     return [
         DatasetPlan(
-            rows=open_source(_source(entry, base_folder)),
+            rows=open_source(_source(entry, base_folder, cache_folder)),
             name=entry.path,
             type=_type(entry),
             options=_format_options(entry, config, tokenizer, base_folder),
@@ -97,7 +101,7 @@ def template_to_save(config: RunConfig, datasets: Sequence[DatasetPlan]) -> str 
     )
 
 
-def _source(entry: DatasetSection, base_folder: Path) -> Source:
+def _source(entry: DatasetSection, base_folder: Path, cache_folder: Path) -> Source:
     files = entry.data_files or ()
     # result unchanged by design: rows are always read and written a chunk at a time
     _ = entry.preprocess_shards
@@ -114,6 +118,8 @@ def _source(entry: DatasetSection, base_folder: Path) -> Source:
         shards=entry.shards,
         shard=entry.shards_idx or 0,
         base_folder=base_folder,
+        cache_folder=cache_folder,
+        drop_malformed=entry.on_error == "drop",
     )
 
 
@@ -169,6 +175,7 @@ def _format_options(
         field_training_detail=entry.message_field_training_detail,
         drop_system_message=entry.drop_system_message,
         split_thinking=entry.split_thinking,
+        drop_malformed=entry.on_error == "drop",
     )
 
 

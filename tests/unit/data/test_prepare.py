@@ -250,3 +250,21 @@ def test_given_estimates_are_compared_with_the_count(tmp_path, caplog):
     with caplog.at_level("INFO"):
         data = prepare(tmp_path, total_num_tokens=7)
     assert f"given as 7; counted: {data.facts.tokens}" in caplog.text
+
+
+def test_malformed_rows_are_dropped_counted_and_listed_when_asked_for(tmp_path):
+    rows = [json.dumps(row) for row in questions(4)]
+    rows[1] = '{"instruction": "cut o'
+    rows[2] = '{"instruction": "no answer"}'
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match=r"rows.jsonl, line 2: malformed JSON"):
+        prepare(tmp_path)
+    entry = {"path": "rows.jsonl", "type": "alpaca", "on_error": "drop"}
+    data = prepare(tmp_path, datasets=[entry])
+    (counts,) = data.counts
+    (dropped,) = counts.dropped
+    assert (counts.rows_read, len(data.train)) == (4, 2)
+    assert (dropped.reason, dropped.rows, dropped.first_row) == ("malformed", 2, 2)
+    assert "line 2: malformed JSON: Unterminated string" in dropped.examples[0]
+    assert "line 3: no field `output`" in dropped.examples[1]
+    assert sorted(data.place(i)[-5:] for i in range(2)) == ["row 1", "row 4"]

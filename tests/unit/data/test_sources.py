@@ -215,37 +215,6 @@ def test_mixed_schemas_stay_as_they_are(tmp_path):
     assert read(tmp_path / "rows.jsonl") == rows
 
 
-BROKEN = {
-    "truncated.jsonl": (b'{"a": 1}\n{"a": "b\n', r"line 2: malformed JSON"),
-    "truncated.json": (b'[{"a": 1},\n {"a"', r"line 2: malformed JSON"),
-    "latin.jsonl": (b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2: not UTF-8 at byte 8"),
-    "latin.csv": (b"a\n\xe9\n", r"row 1: not UTF-8 at byte 1"),
-    "list.jsonl": (b'{"a": 1}\n[1]\n', r"line 2: a row must be an object, got list"),
-    "numbers.json": (b"[1, 2]", r"row 1: a row must be an object, got int"),
-    "deep.jsonl": (
-        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
-        r"line 1: nested too deep",
-    ),
-    "ragged.csv": (b"a,b\n1,2\n3\n", r"row 2: has more or fewer cells"),
-    "empty.jsonl": (b"", r"the file is empty"),
-    "blank.jsonl": (b"\n\n", r"holds no rows"),
-    "none.json": (b"[]", r"holds no rows"),
-    "half.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 100)[:30], r"not a whole gzip file"),
-    "no.parquet": (b"PAR?", r"not a Parquet file"),
-    "no.arrow": (b"ARROW?", r"not an Arrow file"),
-    "what.bin": (b"x", r"Set `ds_type` to one of arrow, csv"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_one_error_with_its_place(tmp_path, name):
-    content, message = BROKEN[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message) as raised:
-        read(tmp_path / name)
-    assert name in str(raised.value)
-
-
 def test_what_is_not_there_is_named_with_the_nearest(tmp_path):
     (tmp_path / "train.jsonl").write_text(LINES)
     with pytest.raises(DataError, match=r"no such file or folder. Did you mean `train.jsonl`"):

@@ -60,6 +60,8 @@ class FormatOptions:
     field_training_detail: str | None = None
     drop_system_message: bool = False
     split_thinking: bool = False
+    drop_malformed: bool = False
+    """Leave rows out that cannot be read, counted and listed, instead of stopping."""
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ class ParquetRows:
         except (pa.ArrowException, OSError) as error:
             first = self.ends[group - 1] + 1 if group else 1
             raise DataError(
-                f"{self.file.name}, rows {first} to {self.ends[group]}: cannot be read: {error}"
+                f"{self.file.name}, rows {first} to {self.ends[group]}: cannot be read: "
+                f"{_first_line(error)}"
             ) from error
 
 
@@ -130,7 +131,7 @@ def map_arrow(path: Path, name: str) -> pa.Table:
     try:
         return pa.ipc.open_stream(source).read_all()
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{name}: not an Arrow file, or cut off: {error}") from error
+        raise DataError(f"{name}: not an Arrow file, or cut off: {_first_line(error)}") from error
 
 
 def open_parquet(file: DataFile, reopen: tuple[Any, ...]) -> Table:
@@ -146,7 +147,9 @@ def open_parquet(file: DataFile, reopen: tuple[Any, ...]) -> Table:
             sizes = [group.num_rows for group in groups]
             largest = max((group.total_byte_size for group in groups), default=0)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.name}: not a Parquet file, or cut off: {error}") from error
+        raise DataError(
+            f"{file.name}: not a Parquet file, or cut off: {_first_line(error)}"
+        ) from error
     if largest <= LARGEST_GROUP:
         return ParquetRows(file, sizes, reopen)
     path = file.made_once("parquet-1.arrow", lambda path: _write_arrow(file, path))
@@ -159,3 +162,7 @@ def _write_arrow(file: DataFile, path: Path) -> None:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in parquet.iter_batches(batch_size=4096, use_threads=False):
                 writer.write_batch(batch)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

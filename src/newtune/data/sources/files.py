@@ -1,4 +1,4 @@
-"""Which files a source has, and in what order."""
+"""Which files of this machine a path or pattern names, and in what order."""
 
 import re
 from collections.abc import Sequence
@@ -41,39 +41,36 @@ class Found:
     name: str
 
 
-def local_files(source: Source, split: str) -> list[Found] | None:
-    """Return the files of a local source, in order; None when the path is not local.
+def local_files(path: str, folder: Path, split: str, kind: str | None) -> list[Found] | None:
+    """Return the files of a path, a folder or a pattern; None for what may be a hub id.
 
     Raises:
-        DataError: the path or a data file is not there.
+        DataError: the path is not there.
     """
-    if source.path in set(KINDS.values()) and source.data_files:
-        return _named(source.data_files, source.base_folder)
-    root = _existing(source.path, source.base_folder)
-    if root is None and has_magic(source.path):
-        return _matching(source.path, source.base_folder)
-    if root is None and _looks_local(source.path):
-        raise DataError(
-            f"{source.path}: no such file or folder. {_similar(source.path, source.base_folder)}"
-        )
+    root = existing(path, folder)
+    if root is None and has_magic(path):
+        return _matching(path, folder)
+    if root is None and _looks_local(path):
+        raise DataError(f"{path}: no such file or folder. {_similar(path, folder)}")
     if root is None:
         return None
     if root.is_file():
         return [Found(root, str(root))]
-    if source.data_files:
-        return _named(source.data_files, root)
-    return [Found(path, str(path)) for path in _files_of_folder(root, split, source.kind)]
+    return [Found(file, str(file)) for file in _files_of_folder(root, split, kind)]
 
 
-def _named(names: Sequence[str], folder: Path) -> list[Found]:
-    found: list[Found] = []
-    for name in names:
-        if has_magic(name) and _existing(name, folder) is None:
-            found += _matching(name, folder)
-        else:
-            path = _required(name, folder)
-            found.append(Found(path, str(path)))
-    return found
+def named_files(name: str, folder: Path) -> list[Found]:
+    """Return the file, or the files of a pattern, in a folder.
+
+    Raises:
+        DataError: it is not there.
+    """
+    found = existing(name, folder)
+    if found is not None:
+        return [Found(found, str(found))]
+    if has_magic(name):
+        return _matching(name, folder)
+    raise DataError(f"{name}: no such file in {folder.resolve()}. {_similar(name, folder)}")
 
 
 def _matching(pattern: str, folder: Path) -> list[Found]:
@@ -87,17 +84,11 @@ def _matching(pattern: str, folder: Path) -> list[Found]:
     raise DataError(f"{pattern}: no file matches this pattern in {folder.resolve()}.")
 
 
-def _existing(name: str, folder: Path) -> Path | None:
+def existing(name: str, folder: Path) -> Path | None:
+    """Return the path, taken from the folder or else the working directory, if it is there."""
     given = Path(name).expanduser()
     candidates = [folder / given, given]
     return next((path for path in candidates if path.exists()), None)
-
-
-def _required(name: str, folder: Path) -> Path:
-    found = _existing(name, folder)
-    if found is None:
-        raise DataError(f"{name}: no such file in {folder.resolve()}. {_similar(name, folder)}")
-    return found
 
 
 def _looks_local(path: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 from newtune.data.sources.columnar import open_arrow, open_parquet
 from newtune.data.sources.csv_file import open_csv
 from newtune.data.sources.data_file import DataFile
-from newtune.data.sources.files import Found, Source, local_files
+from newtune.data.sources.files import Found, Source
+from newtune.data.sources.find import find_files
 from newtune.data.sources.json_file import open_json
 from newtune.data.sources.kinds import kind_of
 from newtune.data.sources.rows import Joined, Rows, Table
@@ -37,7 +38,7 @@ def open_source(source: Source) -> Rows:
         DataError: the source is missing, empty, or of unknown kind; a slice is malformed.
     """
     split, choice = parse_split(source.split)
-    files = local_files(source, split)
+    files = find_files(source, split)
     if files is not None:
         table = _open_files(files, source)
         content = _hash_files(files)
