@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from newtune.config.data import DatasetSection, PromptSection
 from newtune.config.run import RunConfig
 from newtune.data.build import Limits, RowReader
-from newtune.data.formats import CONVERSATIONS, FormatOptions, PromptMapping
+from newtune.data.formats import (
+    FormatOptions,
+    PromptMapping,
+    is_own_function,
+    source_digest,
+    uses_template,
+)
 from newtune.data.formats.options import ROLES
 from newtune.data.sources import Rows, Source, open_source
 from newtune.data.template_choice import choose_template
@@ -150,7 +156,7 @@ def _format_options(
     train_on_eos = entry.train_on_eos or "turn"
     end_tokens = entry.eot_tokens or data.eot_tokens
     template = None
-    if _uses_template(entry):
+    if uses_template(entry.type):
         template = _template(entry, config, tokenizer, base_folder)
     return FormatOptions(
         train_on_inputs=data.train_on_inputs if train_on_inputs is None else train_on_inputs,
@@ -176,12 +182,16 @@ def _format_options(
         drop_system_message=entry.drop_system_message,
         split_thinking=entry.split_thinking,
         drop_malformed=entry.on_error == "drop",
+        **_own_function(entry, base_folder),
     )
 
 
-def _uses_template(entry: DatasetSection) -> bool:
-    """Conversations do, and a user's function may return some."""
-    return isinstance(entry.type, str) and (entry.type in CONVERSATIONS or ":" in entry.type)
+def _own_function(entry: DatasetSection, base_folder: Path) -> dict[str, str]:
+    """Return where the user's own function is, and what it is; nothing for other formats."""
+    if not is_own_function(entry.type):
+        return {}
+    folder = str(base_folder)
+    return {"folder": folder, "code": source_digest(str(entry.type), folder)}
 
 
 def _template(

@@ -1,17 +1,33 @@
 """Which chat template is used: one that newtune ships, the tokenizer's own, or the user's."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from newtune.config.formats import FALLBACK, REFUSED_TEMPLATES
 from newtune.errors import DataError
 from newtune.lookup import choose
 
-FALLBACK = "tokenizer_default_fallback_"
+ALIASES: Mapping[str, str] = {
+    "aya": "cohere",
+    "command_r": "cohere",
+    "gemma2": "gemma",
+    "gemma3": "gemma",
+    "gemma3n": "gemma",
+    "granitemoe": "granite",
+    "llama3_2": "llama3_1",
+    "llama3_3": "llama3_1",
+    "phi_35": "phi_3",
+    "tulu": "olmo",
+    "yi": "chatml",
+}
+"""Name → the template file that has its text."""
 
 
+@cache
 def shipped_templates() -> Mapping[str, str]:
-    """Return name → jinja source of the templates in `data/templates/`."""
+    """Return name → jinja source of the templates in `data/templates/`, aliases left out."""
     folder = files("newtune.data") / "templates"
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     return {
@@ -50,8 +66,15 @@ def choose_template(
 
 
 def _shipped(name: str) -> str:
+    if name in REFUSED_TEMPLATES:
+        raise DataError(
+            f"`chat_template: {name}`: {REFUSED_TEMPLATES[name]}. Set `chat_template: "
+            "tokenizer_default`, or `jinja` with `chat_template_jinja`."
+        )
+    templates = shipped_templates()
+    known = {**templates, **{alias: templates[file] for alias, file in ALIASES.items()}}
     try:
-        return choose(shipped_templates(), name)
+        return choose(known, name)
     except KeyError as error:
         raise DataError(f"`chat_template: {name}`: {error.args[0]}") from error
 

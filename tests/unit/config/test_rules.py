@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from configs import changed, problems, valid
+from configs import changed, hints, problems, valid
 from newtune.config.load import config_from
 from newtune.config.rules import RULES
 from newtune.errors import ConfigError
@@ -95,6 +95,19 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
         ({"chat_template": "jinja"}, {"chat_template": "jinja", "chat_template_jinja": "x"}),
         ({"chat_template": "chatml", "chat_template_jinja": "x"}, {"chat_template_jinja": "x"}),
         ({"datasets": data(chat_template="jinja")}, {"datasets": data(chat_template="chatml")}),
+    ],
+    "format_exists": [
+        ({"datasets": data(type="alpca")}, {"datasets": data(type="my.rows:read")}),
+        ({"datasets": data(type="user_defined")}, {"datasets": data(type="completion:body")}),
+        ({"datasets": data(), "test_datasets": data(type="chatml.intel")}, None),
+    ],
+    "template_exists": [
+        ({"chat_template": "chat_ml"}, {"chat_template": "chatml"}),
+        (
+            {"datasets": data(chat_template="tokenizer_default_fallback_x")},
+            {"datasets": data(chat_template="tokenizer_default_fallback_chatml")},
+        ),
+        ({"chat_template": "llava"}, {"chat_template": "tokenizer_default"}),
     ],
     "held_out_part": [
         ({"val_set_size": 1}, {"val_set_size": 2}),
@@ -260,3 +273,15 @@ def test_a_rule_about_wrong_keys_is_silent() -> None:
 
 def test_a_held_out_number_of_rows_may_be_written_as_a_float() -> None:
     assert valid(val_set_size=100.0).data.val_set_size == 100.0
+
+
+def test_an_unknown_format_or_template_is_answered_with_the_nearest():
+    (problem,) = problems(datasets=data(type="alpaca_cht"))
+    assert problem.startswith("datasets.0.type: no format `alpaca_cht`; known: `alpaca`")
+    assert "Did you mean `alpaca_chat`?" in hints(datasets=data(type="alpaca_cht"))[0]
+    assert "needs `rl`" in problems(datasets=data(type="chatml.intel"))[0]
+    (problem,) = problems(chat_template="qwen_2.5")
+    assert problem.startswith("chat_template: no chat template `qwen_2.5`; known: `alpaca`")
+    assert hints(chat_template="qwen_2.5") == ["Did you mean `qwen_25`?"]
+    assert "use the tokenizer's own" in problems(chat_template="falcon_h1")[0]
+    assert "images" in problems(datasets=data(chat_template="qwen2_vl"))[0]

@@ -58,49 +58,6 @@ def test_an_instruction_row_opens_with_bos_and_ends_with_a_trained_eos():
     assert (rendered.bos, rendered.eos) == (True, "trained")
 
 
-PROMPTS = [
-    ("alpaca:chat", QA, "USER: Add {input}\n1 and 2\nASSISTANT: ", "3"),
-    ("alpaca:chatml", QA, "<|im_start|>user\nAdd {input}\n1 and 2<|im_end|>\n", "3"),
-    ("alpaca:phi", QA, "<|user|>\nAdd {input}\n1 and 2<|end|>\n<|assistant|>\n", "3"),
-    ("alpaca_chat.load_qa", {"question": "Q", "answer": "A"}, "USER: Q\nASSISTANT: ", "A"),
-    ("alpaca_w_system", {**QA, "system": "Be brief."}, "Be brief.\n\n### Instruction:", "3"),
-    (
-        "alpaca_w_system.load_open_orca",
-        {"system_prompt": "S", "question": "Q", "response": "A"},
-        "S\n\n### Instruction:\nQ\n\n### Response:\n",
-        "A",
-    ),
-    ("gpteacher", {"instruction": "I", "response": "A"}, "### Instruction:\nI\n", "A"),
-    ("oasst", {"INSTRUCTION": "I", "RESPONSE": "A"}, "### Instruction:\nI\n", "A"),
-    (
-        "reflection",
-        {"instruction": "I", "output": "O", "reflection": "R", "corrected": "C"},
-        "### Response:\n",
-        "O\n\n### Agent Reflection:\nR\n\n### Final Answer:\nC",
-    ),
-    ("context_qa", {"article": "X", "question": "Q", "answer": "A"}, "Question: Q", "A"),
-    ("summarizetldr", {"article": "X", "summary": "S"}, "X\n\nTL;DR: ", "S"),
-    ("metharme", {"prompt": "P", "generation": "G"}, "P", "G"),
-    ("orcamini", {**QA, "system": "S"}, "### System:\nS\n\n### User:\n", "3"),
-    (
-        "explainchoice",
-        {"question": "Q", "choices": ["a", "b"], "explanation": "E", "solution": "a"},
-        "Q\n- a\n- b\n",
-        "E\n\nThe answer is: a",
-    ),
-    ("jeopardy", {"category": "C", "question": "Q", "answer": "A"}, "### Clue:\nQ", "what is A"),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "part", "answer"), PROMPTS, ids=lambda value: str(value)[:20]
-)
-def test_a_style_has_its_prompt_and_its_answer(name, row, part, answer):
-    (prompt, prompt_trained), (text, answer_trained) = split(outcome(name, row))
-    assert part in prompt
-    assert (text, prompt_trained, answer_trained) == (answer, False, True)
-
-
 def test_train_on_inputs_trains_everything():
     rendered = outcome("alpaca", QA, FormatOptions(train_on_inputs=True))
     assert [trained for _, trained in split(rendered)] == [True]

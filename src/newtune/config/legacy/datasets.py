@@ -42,20 +42,33 @@ def _sharegpt(entry: dict[str, Any]) -> Iterator[str]:
     kind = entry.get("type")
     if not isinstance(kind, str) or kind.replace(":", ".").split(".")[0] != "sharegpt":
         return
+    if kind in ("sharegpt.load_glaive", "sharegpt.load_guanaco", "sharegpt.load_ultrachat"):
+        return  # formats of their own
     entry["type"] = "chat_template"
     entry.setdefault("field_messages", "conversations")
-    mapping = {"role": "from", "content": "value"}
-    if kind.endswith("load_role"):
-        mapping = {"role": "role", "content": "value"}
-    entry.setdefault("message_property_mappings", mapping)
-    yield f"`type: {kind}` is now `chat_template` over `conversations` of `from` and `value`."
+    role = "role" if kind.endswith("load_role") else "from"
+    entry.setdefault("message_property_mappings", {"role": role, "content": "value"})
+    yield f"`type: {kind}` is now `chat_template` over `conversations` of `{role}` and `value`."
+
+
+CONVERSATION_NAMES = {
+    "chatml": "chatml",
+    "gemma": "gemma",
+    "llama-2": "llama2",
+    "llama-3": "llama3",
+    "llama3": "llama3",
+    "mistral": "mistral",
+    "vicuna_v1.1": "vicuna",
+    "zephyr": "zephyr",
+}
+"""Names of sharegpt's `conversation` → names of templates."""
 
 
 def _conversation(entry: dict[str, Any]) -> Iterator[str]:
     """`conversation` named the template of a sharegpt dataset."""
     name = entry.pop("conversation", None)
     if name not in (None, ""):
-        entry.setdefault("chat_template", {"llama-3": "llama3"}.get(str(name), name))
+        entry.setdefault("chat_template", CONVERSATION_NAMES.get(str(name), name))
         yield "`conversation` is now `chat_template`."
 
 

@@ -3,7 +3,15 @@
 import string
 from collections.abc import Iterator
 
-from newtune.config.data import PromptSection
+from newtune.config.data import DatasetSection, PromptSection
+from newtune.config.formats import (
+    FALLBACK,
+    FORMATS,
+    REFUSED_FORMATS,
+    REFUSED_TEMPLATES,
+    TEMPLATE_SOURCES,
+    TEMPLATES,
+)
 from newtune.config.rules.rule import about, sentence
 from newtune.config.run import RunConfig
 from newtune.errors import Problem
@@ -52,6 +60,53 @@ def prompt_placeholders(config: RunConfig) -> Iterator[Problem]:
         for index, entry in enumerate(getattr(config.data, key)):
             if isinstance(entry.type, PromptSection):
                 yield from _placeholders(entry.type, f"{key}.{index}.type")
+
+
+@about("datasets", "test_datasets", "rl", "reward_model", "process_reward_model")
+def format_exists(config: RunConfig) -> Iterator[Problem]:
+    """`type` is a format newtune knows, a mapping, or `package.module:function`."""
+    objective = config.objective
+    if objective.rl or objective.reward_model or objective.process_reward_model:
+        return  # pairs and judged answers have formats of their own
+    for path, entry in _entries(config):
+        name = entry.type
+        if not isinstance(name, str) or not name or name in FORMATS or ":" in name:
+            continue
+        if name in REFUSED_FORMATS:
+            yield Problem(f"{path}.type", f"`{name}` {REFUSED_FORMATS[name]}")
+            continue
+        hint = sentence(did_you_mean(name, FORMATS))
+        known = ", ".join(f"`{known}`" for known in FORMATS)
+        more = "Besides: `package.module:function`, or a mapping (a prompt of your own)."
+        message = f"no format `{name}`; known: {known}"
+        yield Problem(f"{path}.type", message, f"{hint} {more}".strip())
+
+
+@about("chat_template", "datasets", "test_datasets")
+def template_exists(config: RunConfig) -> Iterator[Problem]:
+    """`chat_template` is a template newtune ships, the tokenizer's own, or `jinja`."""
+    yield from _template_problems("chat_template", config.data.chat_template)
+    for path, entry in _entries(config):
+        yield from _template_problems(f"{path}.chat_template", entry.chat_template)
+
+
+def _entries(config: RunConfig) -> Iterator[tuple[str, DatasetSection]]:
+    for key in ("datasets", "test_datasets"):
+        for index, entry in enumerate(getattr(config.data, key)):
+            yield f"{key}.{index}", entry
+
+
+def _template_problems(path: str, given: str | None) -> Iterator[Problem]:
+    name = (given or "").removeprefix(FALLBACK)
+    if not name or name in TEMPLATES or given in TEMPLATE_SOURCES:
+        return
+    if name in REFUSED_TEMPLATES:
+        hint = "`tokenizer_default`, or `jinja` with `chat_template_jinja`."
+        yield Problem(path, f"`{name}` {REFUSED_TEMPLATES[name]}", hint)
+        return
+    hint = sentence(did_you_mean(name, (*TEMPLATES, *TEMPLATE_SOURCES)))
+    known = ", ".join(f"`{known}`" for known in (*TEMPLATES, *TEMPLATE_SOURCES))
+    yield Problem(path, f"no chat template `{name}`; known: {known}", hint)
 
 
 @about("chat_template", "chat_template_jinja", "datasets", "test_datasets")
@@ -139,8 +194,8 @@ def _piece(path: str, index: int | None, pieces: int | None, key: str) -> Iterat
 
 def _placeholders(prompt: PromptSection, path: str) -> Iterator[Problem]:
     allowed = {
-        "format": ("instruction", "input"),
-        "no_input_format": ("instruction",),
+        "format": ("instruction", "input", "system"),
+        "no_input_format": ("instruction", "system"),
         "system_format": ("system",),
     }
     for key, names in allowed.items():

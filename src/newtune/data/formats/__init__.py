@@ -1,21 +1,21 @@
 """The formats by name: what `type` of a dataset may be."""
 
-import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from newtune.data.formats.conversation import chat_template, pygmalion, sharegpt
-from newtune.data.formats.instruction import FORMATS as PROMPTS
+from newtune.config.formats import REFUSED_FORMATS
+from newtune.data.formats.conversation import CONVERSATIONS
+from newtune.data.formats.function import function_format, is_function, source_digest
 from newtune.data.formats.instruction import mapping_format, prompt_format
 from newtune.data.formats.options import Format, FormatOptions, PromptMapping
+from newtune.data.formats.prompts import FORMATS as PROMPTS
 from newtune.data.formats.text import completion, input_output, tokenized
 from newtune.data.rendered import Drop, Outcome, Rendered, Tokens, trained_text
-from newtune.data.sources import NumberedRow
 from newtune.errors import DataError
 from newtune.lookup import choose
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of the cache's key: raise it when the same row would give other tokens or labels."""
 
 MakeFormat = Callable[[FormatOptions], Format]
@@ -23,14 +23,27 @@ MakeFormat = Callable[[FormatOptions], Format]
 FORMATS: Mapping[str, MakeFormat] = {
     **{name: partial(prompt_format, prompt) for name, prompt in PROMPTS.items()},
     "completion": completion,
+    "pretrain": completion,
     "input_output": input_output,
-    "chat_template": chat_template,
-    "sharegpt": sharegpt,
-    "pygmalion": pygmalion,
+    **CONVERSATIONS,
 }
 
-CONVERSATIONS = {"chat_template", "sharegpt", "pygmalion"}
-"""Formats that use the chat template."""
+_COMPLETION = "completion:"
+
+
+def uses_template(type_: object) -> bool:
+    """Say whether rows of this `type` need a chat template; a function may return some that do."""
+    return isinstance(type_, str) and (type_ in CONVERSATIONS or is_own_function(type_))
+
+
+def is_own_function(type_: object) -> bool:
+    """Say whether `type` names a function of the user's own."""
+    return (
+        isinstance(type_, str)
+        and type_ not in FORMATS
+        and not type_.startswith(_COMPLETION)
+        and is_function(type_)
+    )
 
 
 def make_format(type_: str | PromptMapping | None, options: FormatOptions) -> Format:
@@ -43,57 +56,17 @@ def make_format(type_: str | PromptMapping | None, options: FormatOptions) -> Fo
         return tokenized(options)
     if isinstance(type_, PromptMapping):
         return mapping_format(type_, options)
-    if type_ in FORMATS:
-        return FORMATS[type_](options)
-    if ":" in type_ and "." in type_.split(":", 1)[0]:
-        return _function_format(type_, options)
+    if type_ in REFUSED_FORMATS:
+        raise DataError(f"`type: {type_}` {REFUSED_FORMATS[type_]}.")
+    if type_.startswith(_COMPLETION):
+        column = options.text_field or type_.removeprefix(_COMPLETION)
+        return completion(replace(options, text_field=column))
+    if is_own_function(type_):
+        return function_format(type_, options)
     try:
         return choose(FORMATS, type_)(options)
     except KeyError as error:
         raise DataError(f"`type: {type_}`: {error.args[0]}") from error
-
-
-def _function_format(dotted: str, options: FormatOptions) -> Format:
-    """Return the format of the user's own function: a row in, one of four shapes out.
-
-    The shapes: `{"messages": [...]}`, `{"segments": [...]}`, `{"input_ids": [...], "labels":
-    [...]}`, or None to leave the row out.
-    """
-    function = _import(dotted)
-    shapes: Mapping[str, MakeFormat] = {
-        "messages": chat_template,
-        "segments": input_output,
-        "input_ids": tokenized,
-    }
-    made: dict[str, Format] = {}
-
-    def read(row: NumberedRow) -> Outcome:
-        result = function(dict(row.row))
-        if result is None:
-            return Drop(f"`{dotted}` left it out")
-        shape = next((name for name in shapes if isinstance(result, dict) and name in result), None)
-        if shape is None:
-            raise DataError(
-                f"{row.place}: `{dotted}` must return a mapping with one of "
-                f"{', '.join(shapes)}, or None; got {result!r:.200}"
-            )
-        if shape not in made:
-            made[shape] = shapes[shape](options)
-        return made[shape].read(row._replace(row=result))
-
-    return Format(read)
-
-
-def _import(dotted: str) -> Callable[[dict[str, Any]], Any]:
-    module_name, _, name = dotted.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise DataError(f"`type: {dotted}`: no module `{error.name}` to import.") from error
-    function = vars(module).get(name)
-    if not callable(function):
-        raise DataError(f"`type: {dotted}`: `{module_name}` has no function `{name}`.")
-    return function  # type: ignore[no-any-return]
 
 
 __all__ = [
@@ -107,6 +80,9 @@ __all__ = [
     "PromptMapping",
     "Rendered",
     "Tokens",
+    "is_own_function",
     "make_format",
+    "source_digest",
     "trained_text",
+    "uses_template",
 ]

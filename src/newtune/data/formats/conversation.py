@@ -1,23 +1,17 @@
 """Conversations: `chat_template`, `sharegpt` and their relatives."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from newtune.data.chat import ChatRenderer, Conversation, Detail, Turn
-from newtune.data.formats.options import Format, FormatOptions
+from newtune.data.chat import ChatRenderer, Conversation, Turn
+from newtune.data.formats.messages import MessageReader
+from newtune.data.formats.options import ROLES, Format, FormatOptions, text_of
 from newtune.data.rendered import Drop, Outcome
 from newtune.data.sources import NumberedRow
 from newtune.errors import DataError
-
-THINK_TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
-"""What `split_thinking` takes reasoning out of."""
 
 
 def chat_template(options: FormatOptions) -> Format:
@@ -38,10 +32,10 @@ def chat_template(options: FormatOptions) -> Format:
         train_on_eos=options.train_on_eos,
         train_on_eot=options.train_on_eot,
     )
-    role_of = {name: role for role, names in options.roles.items() for name in names}
+    reader = MessageReader(options)
 
     def read(row: NumberedRow) -> Outcome:
-        conversation = _conversation(row, options, role_of)
+        conversation = _conversation(row, reader)
         if isinstance(conversation, Drop):
             return conversation
         return renderer.render(conversation, row.place)
@@ -51,37 +45,105 @@ def chat_template(options: FormatOptions) -> Format:
 
 def sharegpt(options: FormatOptions) -> Format:
     """Return `chat_template` for `conversations` of `from` and `value`."""
-    properties = options.properties or {"role": "from", "content": "value"}
-    column = options.field_messages or "conversations"
-    return chat_template(replace(options, field_messages=column, properties=properties))
+    return _under_other_names(options, role="from", content="value")
+
+
+def sharegpt_role(options: FormatOptions) -> Format:
+    """Return `chat_template` for `conversations` of `role` and `value`."""
+    return _under_other_names(options, role="role", content="value")
+
+
+def sharegpt_guanaco(options: FormatOptions) -> Format:
+    """Return `chat_template` for `conversations` of `role` (prompter, assistant) and `text`."""
+    names = _with_names(options, user=("prompter",))
+    return _under_other_names(names, role="role", content="text")
 
 
 def pygmalion(options: FormatOptions) -> Format:
-    """Return `chat_template` for `conversations` of `role` and `value`."""
-    roles = {**options.roles, "assistant": ("bot", "model", "assistant")}
+    """Return `chat_template` for `conversations` of `role` (prompt, human, bot) and `value`."""
+    names = _with_names(options, assistant=("bot",), system=("prompt",))
+    return _under_other_names(names, role="role", content="value")
+
+
+def sharegpt_glaive(options: FormatOptions) -> Format:
+    """Return `chat_template` for rows of two texts: `system`, and `chat` with all turns in it."""
+    inner = chat_template(replace(options, field_messages="messages", properties={}))
+
+    def read(row: NumberedRow) -> Outcome:
+        chat = text_of(row, "chat")
+        if not chat:
+            return Drop("`chat` is empty")
+        system = text_of(row, "system", optional=True) or ""
+        rest = {key: value for key, value in row.row.items() if key not in ("chat", "system")}
+        made = {
+            **rest,
+            options.field_system: system.strip().removeprefix("SYSTEM: "),
+            "messages": _glaive_turns(row, chat),
+        }
+        return inner.read(row._replace(row=made))
+
+    return replace(inner, read=read)
+
+
+CONVERSATIONS: Mapping[str, Callable[[FormatOptions], Format]] = {
+    "chat_template": chat_template,
+    "chat_template.default": chat_template,
+    "chat_template.load": chat_template,
+    "sharegpt": sharegpt,
+    "sharegpt.load_role": sharegpt_role,
+    "sharegpt.load_guanaco": sharegpt_guanaco,
+    "sharegpt.load_ultrachat": chat_template,
+    "sharegpt.load_glaive": sharegpt_glaive,
+    "pygmalion": pygmalion,
+    "pygmalion.load": pygmalion,
+}
+"""Formats that use the chat template."""
+
+_GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
+_GLAIVE_TURN = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE): ")
+
+
+def _glaive_turns(row: NumberedRow, chat: str) -> list[dict[str, str]]:
+    head, *rest = _GLAIVE_TURN.split(chat)
+    if head.strip() or not rest:
+        raise DataError(
+            f"{row.place}: `chat` must start with `USER: ` or `ASSISTANT: `, got {chat[:60]!r}."
+        )
+    return [
+        {
+            "role": _GLAIVE_ROLES[role],
+            "content": text.strip().removesuffix("<|endoftext|>").rstrip(),
+        }
+        for role, text in zip(rest[::2], rest[1::2], strict=True)
+    ]
+
+
+def _under_other_names(options: FormatOptions, *, role: str, content: str) -> Format:
     return chat_template(
         replace(
             options,
             field_messages=options.field_messages or "conversations",
-            properties=options.properties or {"role": "role", "content": "value"},
-            roles=roles,
+            properties=options.properties or {"role": role, "content": content},
         )
     )
 
 
-def _conversation(
-    row: NumberedRow, options: FormatOptions, role_of: Mapping[str, str]
-) -> Conversation | Drop:
+def _with_names(options: FormatOptions, **names: tuple[str, ...]) -> FormatOptions:
+    roles = {**ROLES, **options.roles}
+    added = {role: (*roles.get(role, ()), *aliases) for role, aliases in names.items()}
+    return replace(options, roles={**roles, **added})
+
+
+def _conversation(row: NumberedRow, reader: MessageReader) -> Conversation | Drop:
+    options = reader.options
     column = options.field_messages or "messages"
     messages = _list(row, column)
     if not messages:
         return Drop(f"`{column}` is empty")
-    turns = [
-        _turn(row, place, message, options, role_of) for place, message in enumerate(messages, 1)
-    ]
+    turns = [reader.turn(row, number, message) for number, message in enumerate(messages, 1)]
     if options.drop_system_message:
         turns = [turn for turn in turns if turn.message["role"] != "system"]
-    elif turns and turns[0].message["role"] != "system":
+    elif turns[0].message["role"] != "system":
         system = row.row.get(options.field_system) or options.default_system_message
         if isinstance(system, str) and system:
             train = "system" in options.roles_to_train or options.train_on_inputs
@@ -111,102 +173,30 @@ def _list(row: NumberedRow, column: str) -> list[Any] | None:
     return value
 
 
-def _turn(
-    row: NumberedRow,
-    place: int,
-    message: Any,
-    options: FormatOptions,
-    role_of: Mapping[str, str],
-) -> Turn:
-    if not isinstance(message, dict):
-        raise DataError(
-            f"{row.place}, turn {place}: must be an object, got {type(message).__name__}."
-        )
-    # a table gives every message every column of any message; templates test for presence
-    given = {key: value for key, value in message.items() if value is not None}
-    names = {"role": "role", "content": "content", **options.properties}
-    role = given.get(names["role"])
-    if not isinstance(role, str):
-        has = ", ".join(f"`{name}`" for name in message)
-        raise DataError(f"{row.place}, turn {place}: no `{names['role']}`; the turn has {has}.")
-    role = role_of.get(role, role)
-    control = {options.field_training, options.field_training_detail, *names.values()}
-    fields = {key: value for key, value in given.items() if key not in control}
-    fields |= {wanted: given[name] for wanted, name in names.items() if name in given}
-    fields["role"] = role
-    _check_content(row, place, fields)
-    _move_thinking(fields, options)
-    return Turn(fields, *_training(row, place, given, role, options))
-
-
-def _check_content(row: NumberedRow, place: int, fields: dict[str, Any]) -> None:
-    content = fields.setdefault("content", "")
-    if isinstance(content, int | float) and not isinstance(content, bool):
-        fields["content"] = str(content)
-    elif not isinstance(content, str | list):
-        raise DataError(
-            f"{row.place}, turn {place}: the content must be text, got {type(content).__name__}."
-        )
-    for call in fields.get("tool_calls") or ():
-        function = call.get("function") if isinstance(call, dict) else None
-        arguments = function.get("arguments") if isinstance(function, dict) else None
-        if isinstance(function, dict) and isinstance(arguments, str):
-            try:
-                function["arguments"] = json.loads(arguments)
-            except json.JSONDecodeError:
-                continue  # templates may write text that is no JSON as it is
-
-
-def _move_thinking(fields: dict[str, Any], options: FormatOptions) -> None:
-    """Hand reasoning to the template under the name it expects."""
-    if options.field_thinking in fields:
-        fields[options.thinking_key] = fields.pop(options.field_thinking)
-    content = fields["content"]
-    is_answer = options.split_thinking and fields["role"] == "assistant"
-    if not is_answer or not isinstance(content, str) or options.thinking_key in fields:
-        return
-    for opening, closing in THINK_TAGS:
-        head, found, tail = content.partition(closing)
-        if found and head.lstrip().startswith(opening):
-            fields[options.thinking_key] = head.lstrip().removeprefix(opening).strip()
-            fields["content"] = tail.lstrip()
-            return
-
-
-def _training(
-    row: NumberedRow, place: int, given: Mapping[str, Any], role: str, options: FormatOptions
-) -> tuple[bool, tuple[Detail, ...]]:
-    """Decide by the message's flag, else its character ranges, else its role."""
-    flag = given.get(options.field_training) if options.field_training else None
-    if flag is not None:
-        if not isinstance(flag, bool):
-            raise DataError(
-                f"{row.place}, turn {place}: `{options.field_training}` must be true "
-                f"or false, got {flag!r}."
-            )
-        return flag, ()
-    ranges = given.get(options.field_training_detail) if options.field_training_detail else None
-    if ranges:
-        return False, _details(row, place, ranges)
-    return options.train_on_inputs or role in options.roles_to_train, ()
-
-
-def _details(row: NumberedRow, place: int, ranges: Any) -> tuple[Detail, ...]:
-    details = []
-    for entry in ranges if isinstance(ranges, list) else [ranges]:
-        try:
-            begin, end, train = entry["begin_offset"], entry["end_offset"], entry["train"]
-            details.append(Detail(int(begin), int(end) + 1, bool(train)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{row.place}, turn {place}: a range of characters needs `begin_offset`, "
-                f"`end_offset` (inclusive) and `train`, got {entry!r}."
-            ) from error
-    return tuple(details)
-
-
 def _tools(row: NumberedRow, column: str) -> list[Any] | None:
+    """Return the tools a row offers: a list of schemas, or JSON text of one or of each."""
     if row.row.get(column) is None:
         return None
-    tools = _list(row, column)
-    return [json.loads(tool) if isinstance(tool, str) else tool for tool in tools or ()] or None
+    tools = []
+    for tool in _list(row, column) or ():
+        try:
+            read = json.loads(tool) if isinstance(tool, str) else tool
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{row.place}: a tool in `{column}` is text, but not JSON: {error.msg}."
+            ) from error
+        tools.append(_without_padding(read))
+    return tools or None
+
+
+def _without_padding(schema: Any) -> Any:
+    """Leave out what a table filled up: properties of other rows' tools, which are null."""
+    if isinstance(schema, list):
+        return [_without_padding(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _without_padding(value)
+        for key, value in schema.items()
+        if value is not None or key in ("const", "default")
+    }

@@ -62,6 +62,10 @@ class FormatOptions:
     split_thinking: bool = False
     drop_malformed: bool = False
     """Leave rows out that cannot be read, counted and listed, instead of stopping."""
+    folder: str = ""
+    """Where a function of the user's own is looked for besides the working directory."""
+    code: str = ""
+    """Digest of that function's module: other code makes other examples."""
 
 
 @dataclass(frozen=True)
