@@ -82,7 +82,8 @@ EXPECTED = {
     "granitemoe": GRANITE,
     "internlm2": "<s>" + CHATML,
     "jamba": "<s><|bom|><|system|> Be kind.<|eom|><|bom|><|user|> Hi<|eom|>"
-    "<|bom|><|assistant|>⟦ Hello!<|eom|>⟧<|bom|><|user|> 2+2?<|eom|><|bom|><|assistant|>⟦ 4<|eom|>⟧",
+    "<|bom|><|assistant|>⟦ Hello!<|eom|>⟧<|bom|><|user|> 2+2?<|eom|>"
+    "<|bom|><|assistant|>⟦ 4<|eom|>⟧",
     "llama2": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST] ⟦Hello! </s>⟧"
     "<s>[INST] 2+2? [/INST] ⟦4 </s>⟧",
     "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
