@@ -277,11 +277,13 @@ def test_a_held_out_number_of_rows_may_be_written_as_a_float() -> None:
 
 def test_an_unknown_format_or_template_is_answered_with_the_nearest():
     (problem,) = problems(datasets=data(type="alpaca_cht"))
-    assert problem.startswith("datasets.0.type: no format `alpaca_cht`; known: `alpaca`")
-    assert "Did you mean `alpaca_chat`?" in hints(datasets=data(type="alpaca_cht"))[0]
+    assert problem == "datasets.0.type: no format `alpaca_cht`"
+    (hint,) = hints(datasets=data(type="alpaca_cht"))
+    assert hint.startswith("Did you mean `alpaca_chat`? Known: `alpaca`, `alpaca_chat`,")
+    assert hint.endswith("`package.module:function`, or a mapping (a prompt of your own).")
     assert "needs `rl`" in problems(datasets=data(type="chatml.intel"))[0]
     (problem,) = problems(chat_template="qwen_2.5")
-    assert problem.startswith("chat_template: no chat template `qwen_2.5`; known: `alpaca`")
-    assert hints(chat_template="qwen_2.5") == ["Did you mean `qwen_25`?"]
+    assert problem == "chat_template: no chat template `qwen_2.5`"
+    assert hints(chat_template="qwen_2.5")[0].startswith("Did you mean `qwen_25`? Known: `alpaca`")
     assert "use the tokenizer's own" in problems(chat_template="falcon_h1")[0]
     assert "images" in problems(datasets=data(chat_template="qwen2_vl"))[0]

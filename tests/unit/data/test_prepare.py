@@ -230,11 +230,27 @@ def test_a_template_that_never_ends_a_turn_is_an_error(tmp_path):
     assert prepare(tmp_path, **keys).chat_template == keys["chat_template_jinja"]
 
 
-def test_an_unknown_format_is_found_before_anything_is_written(tmp_path):
+def test_an_unknown_function_is_found_before_anything_is_written(tmp_path):
     write_rows(tmp_path / "rows.jsonl", questions(2))
-    with pytest.raises(DataError, match=r"rows.jsonl: `type: alpacca`.*did you mean `alpaca`"):
-        prepare(tmp_path, datasets=[{"path": "rows.jsonl", "type": "alpacca"}])
+    with pytest.raises(DataError, match="`type: no_such_rows:read`: no module `no_such_rows`"):
+        prepare(tmp_path, datasets=[{"path": "rows.jsonl", "type": "no_such_rows:read"}])
     assert not list((tmp_path / "prepared").glob("*.partial"))
+
+
+def test_a_function_beside_the_configuration_reads_the_rows(tmp_path):
+    (tmp_path / "rows_beside_config.py").write_text(
+        "def pairs(row):\n    return [(row['instruction'], False), (row['output'], True)]\n"
+    )
+    write_rows(tmp_path / "rows.jsonl", questions(2))
+    datasets = [{"path": "rows.jsonl", "type": "rows_beside_config:pairs"}]
+    data = prepare(tmp_path, datasets=datasets, shuffle_merged_datasets=False)
+    tokenizer = tiny_tokenizer()
+    assert [tokenizer.decode(example.input_ids) for example in data.train] == [
+        "Add one to 0.It is 1.",
+        "Add one to 1.It is 2.",
+    ]
+    labels = data.train[0].labels
+    assert tokenizer.decode(labels[labels != IGNORE_INDEX]) == "It is 1."
 
 
 def test_a_failed_preparation_leaves_nothing_behind(tmp_path):

@@ -75,11 +75,11 @@ def format_exists(config: RunConfig) -> Iterator[Problem]:
         if name in REFUSED_FORMATS:
             yield Problem(f"{path}.type", f"`{name}` {REFUSED_FORMATS[name]}")
             continue
+        families = dict.fromkeys(known.replace(":", ".").split(".")[0] for known in FORMATS)
         hint = sentence(did_you_mean(name, FORMATS))
-        known = ", ".join(f"`{known}`" for known in FORMATS)
-        more = "Besides: `package.module:function`, or a mapping (a prompt of your own)."
-        message = f"no format `{name}`; known: {known}"
-        yield Problem(f"{path}.type", message, f"{hint} {more}".strip())
+        known = f"Known: {', '.join(f'`{family}`' for family in families)} and their variants"
+        more = "`package.module:function`, or a mapping (a prompt of your own)."
+        yield Problem(f"{path}.type", f"no format `{name}`", f"{hint} {known}, {more}".strip())
 
 
 @about("chat_template", "datasets", "test_datasets")
@@ -104,9 +104,10 @@ def _template_problems(path: str, given: str | None) -> Iterator[Problem]:
         hint = "`tokenizer_default`, or `jinja` with `chat_template_jinja`."
         yield Problem(path, f"`{name}` {REFUSED_TEMPLATES[name]}", hint)
         return
-    hint = sentence(did_you_mean(name, (*TEMPLATES, *TEMPLATE_SOURCES)))
-    known = ", ".join(f"`{known}`" for known in (*TEMPLATES, *TEMPLATE_SOURCES))
-    yield Problem(path, f"no chat template `{name}`; known: {known}", hint)
+    names = (*TEMPLATES, *TEMPLATE_SOURCES)
+    hint = sentence(did_you_mean(name, names))
+    known = ", ".join(f"`{known}`" for known in names)
+    yield Problem(path, f"no chat template `{name}`", f"{hint} Known: {known}.".strip())
 
 
 @about("chat_template", "chat_template_jinja", "datasets", "test_datasets")
