@@ -145,14 +145,51 @@ def data(
     context: typer.Context,
     config: Config,
     *,
-    rows: Annotated[int, typer.Option(help="How many packs (or examples) to show.")] = 3,
-    row: Annotated[int | None, typer.Option(help="Show this row of the data instead.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many packs (or examples) to show.")] = 3,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Show this micro-batch of the run instead.")
+    ] = None,
+    evaluation: Annotated[
+        bool, typer.Option("--eval", help="The held-out data instead of the training data.")
+    ] = False,
+    row: Annotated[
+        int | None, typer.Option(help="Show this row of the source, whatever became of it.")
+    ] = None,
     dropped: Annotated[
         bool, typer.Option("--dropped", help="List the rows that were left out, and why.")
     ] = False,
+    dataset: Annotated[
+        int | None, typer.Option(min=1, help="Which dataset `--row` and `--dropped` mean.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Longest list that is printed; 0 prints all.")
+    ] = 200,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with micro-batches to FILE.")
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="How many micro-batches the page has.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show examples: their tokens, which of them are trained, where packs break."""
-    call("data", config, context.args, rows=rows, row=row, dropped=dropped)
+    """Show what is trained: tokens, masks and packs, as the trainer gets them."""
+    once = {"--row": row is not None, "--dropped": dropped, "--html": html is not None}
+    given = [name for name, wanted in once.items() if wanted]
+    if len(given) > 1:
+        raise typer.BadParameter(f"give only one of {' and '.join(given)}")
+    call(
+        "data",
+        config,
+        context.args,
+        rows=rows,
+        batch=batch,
+        evaluation=evaluation,
+        row=row,
+        dropped=dropped,
+        dataset=dataset,
+        limit=limit or None,
+        html=html,
+        batches=batches,
+        as_json=as_json,
+    )
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)

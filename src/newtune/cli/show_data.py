@@ -1,22 +1,20 @@
-"""Print prepared data with rich: the counts of every dataset, packs, tokens and their masks."""
+"""Print with rich what was counted of every dataset."""
 
+import json
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from newtune.data.inspect.visible import safe
 
+if TYPE_CHECKING:
     from newtune.data.counts import DatasetCounts
     from newtune.data.prepare import PreparedData
-    from newtune.types import Example
-
-TRAINED = "bold green"
-UNTRAINED = "dim"
-_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
 def show_counts(counts: Sequence["DatasetCounts"]) -> None:
@@ -28,7 +26,7 @@ def show_counts(counts: Sequence["DatasetCounts"]) -> None:
     for count in counts:
         share = count.trained_tokens / count.tokens if count.tokens else 0.0
         table.add_row(
-            Text(count.name),
+            Text(safe(count.name)),
             f"{count.rows_read:,}",
             f"{count.rows_dropped:,}",
             f"{count.rows_truncated:,}",
@@ -43,7 +41,7 @@ def show_counts(counts: Sequence["DatasetCounts"]) -> None:
     for count in counts:
         for dropped in count.dropped:
             line = f"dropped {dropped.rows:,}: {dropped.reason} (first: {dropped.examples[0]})"
-            console.print(Text(line, style="yellow"), soft_wrap=True)
+            console.print(Text(safe(line), style="yellow"), soft_wrap=True)
 
 
 def show_totals(data: "PreparedData") -> None:
@@ -58,56 +56,35 @@ def show_totals(data: "PreparedData") -> None:
         )
     state = "as cached in" if data.from_cache else "written to"
     lines.append(f"{state} {data.folder}")
-    Console(highlight=False).print(Text("\n".join(lines)), soft_wrap=True)
+    Console(highlight=False).print(Text(safe("\n".join(lines))), soft_wrap=True)
 
 
-def show_dropped(counts: Sequence["DatasetCounts"]) -> None:
-    """List the rows that were left out, by reason; long lists end with how many more there are."""
+def show_dropped(counts: Sequence["DatasetCounts"], limit: int | None = None) -> None:
+    """List the rows that were left out, by reason, at most `limit` of each."""
     console = Console(highlight=False)
-    if not any(count.dropped for count in counts):
+    dropped_rows = sum(count.rows_dropped for count in counts)
+    if not dropped_rows:
         console.print("No row was dropped.")
+        return
+    rows_read = sum(count.rows_read for count in counts)
+    console.print(f"{dropped_rows:,} of {rows_read:,} rows were dropped.")
     for count in counts:
         for dropped in count.dropped:
-            console.print(Text(f"{dropped.reason}: {dropped.rows:,} rows", style="bold"))
-            for place in dropped.examples:
-                console.print(Text(f"  {place}"), soft_wrap=True)
-            more = dropped.rows - len(dropped.examples)
+            head = f"{count.name}: {dropped.reason}: {dropped.rows:,} rows"
+            console.print(Text(safe(head), style="bold"), soft_wrap=True)
+            places = dropped.examples[:limit]
+            for place in places:
+                console.print(Text(safe(f"  {place}")), soft_wrap=True)
+            more = dropped.rows - len(places)
             if more:
                 console.print(f"  ... and {more:,} more")
 
 
-def show_pack(
-    data: "PreparedData", tokenizer: "PreTrainedTokenizerBase", title: str, places: Sequence[int]
-) -> None:
-    """Print the examples that share a sequence; trained tokens stand out."""
-    console = Console(highlight=False)
-    tokens = sum(int(data.train.lengths[place]) for place in places)
-    console.rule(Text(f"{title}: {tokens:,} tokens, {len(places)} examples"), align="left")
-    for place in places:
-        example = data.train[place]
-        trained = int((example.labels >= 0).sum())
-        head = f"{data.place(place)} · {len(example.input_ids)} tokens, {trained} trained"
-        console.print(Text(head, style="cyan"), soft_wrap=True)
-        console.print(colored(example, tokenizer), soft_wrap=True)
+def show_page_written(path: Path, shown: str) -> None:
+    """Say where the page lies and what is on it."""
+    Console(highlight=False).print(Text(safe(f"wrote {path}: {shown}")), soft_wrap=True)
 
 
-def show_legend() -> None:
-    """Say what the colours mean."""
-    Console(highlight=False).print(
-        Text.assemble(("trained", TRAINED), " · ", ("not trained", UNTRAINED))
-    )
-
-
-def colored(example: "Example", tokenizer: "PreTrainedTokenizerBase") -> Text:
-    """Return the text of an example, trained tokens green, the rest dim, controls made visible."""
-    text = Text()
-    trained = (example.labels >= 0).tolist()
-    start = 0
-    for end in range(1, len(trained) + 1):
-        if end < len(trained) and trained[end] == trained[start]:
-            continue
-        piece = str(tokenizer.decode(example.input_ids[start:end].tolist()))
-        piece = piece.translate(_VISIBLE).replace("\n", "⏎\n")
-        text.append(piece, style=TRAINED if trained[start] else UNTRAINED)
-        start = end
-    return text
+def show_machine_json(value: Any) -> None:
+    """Print JSON in ASCII, for other programs."""
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")

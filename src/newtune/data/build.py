@@ -128,7 +128,7 @@ def build_examples(
         turns, ended = turns + encoded.turns, ended + encoded.ended
         for origin, reason in encoded.drops:
             tally.drop(reason, origin.number, origin.place)
-        batch, numbers = _fit(encoded, reader.format, limits, tally)
+        batch, numbers = fit(encoded, reader.format, limits, tally)
         tally.lengths.append(batch.lengths)
         tally.trained_tokens += int(batch.trained().sum())
         if len(numbers):
@@ -164,7 +164,7 @@ def _executor(workers: int, *, processes: bool) -> Executor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
-def _fit(
+def fit(
     encoded: EncodedRows, format: Format, limits: Limits, tally: Tally
 ) -> tuple[TokenBatch, NDArray[np.int64]]:
     """Cut, truncate or drop what is too long, and drop what is too short or untrained."""

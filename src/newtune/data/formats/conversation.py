@@ -34,13 +34,16 @@ def chat_template(options: FormatOptions) -> Format:
     )
     reader = MessageReader(options)
 
+    def parse(row: NumberedRow) -> Conversation | Drop:
+        return _conversation(row, reader)
+
     def read(row: NumberedRow) -> Outcome:
-        conversation = _conversation(row, reader)
+        conversation = parse(row)
         if isinstance(conversation, Drop):
             return conversation
         return renderer.render(conversation, row.place)
 
-    return Format(read, chat=renderer)
+    return Format(read, chat=renderer, conversation=parse)
 
 
 def sharegpt(options: FormatOptions) -> Format:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from newtune.data.chat import ChatRenderer, TrainOn
-from newtune.data.rendered import Outcome
+from newtune.data.chat import ChatRenderer, Conversation, TrainOn
+from newtune.data.rendered import Drop, Outcome
 from newtune.data.sources import NumberedRow
 from newtune.data.tracing import ChatTemplate
 from newtune.errors import DataError
@@ -73,12 +73,14 @@ class Format:
     """How rows of one dataset become text and trained characters.
 
     `cut`: a text longer than the sequence is cut into several examples (raw text) instead of
-    being dropped or truncated. `chat` is there when rows are conversations.
+    being dropped or truncated. `chat` and `conversation` (the turns of a row, as `chat` gets them)
+    are there when rows are conversations.
     """
 
     read: Callable[[NumberedRow], Outcome]
     cut: bool = False
     chat: ChatRenderer | None = None
+    conversation: Callable[[NumberedRow], Conversation | Drop] | None = None
 
 
 def text_of(row: NumberedRow, column: str, *, optional: bool = False) -> str | None:

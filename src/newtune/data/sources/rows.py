@@ -63,6 +63,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def row(self, number: int) -> NumberedRow:
+        """Return row `number` of the source, counted from 1, whether it was asked for or not.
+
+        Raises:
+            DataError: the source has no such row, or it is malformed.
+        """
+        if not 1 <= number <= len(self.table):
+            last = self.table.place(len(self.table) - 1)
+            raise DataError(f"There is no row {number}: rows count from 1, the last is {last}.")
+        return NumberedRow(
+            number, self.table.read(range(number - 1, number))[0], self.table.place(number - 1)
+        )
+
     def chunks(self, size: int = CHUNK) -> Iterator[list[NumberedRow]]:
         """Yield the rows, `size` at a time.
 
