@@ -4,10 +4,10 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from newtune.config.explain import problem_lines
+from newtune.data.inspect.visible import safe
 from newtune.errors import ConfigError, NewtuneError
 from newtune.logs import logger
 
@@ -16,12 +16,12 @@ def show_error(error: NewtuneError) -> None:
     """Print an error of the user's to stderr, without a traceback."""
     console = _stderr()
     if not isinstance(error, ConfigError):
-        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
+        console.print(_marked("error", "bold red", str(error)), soft_wrap=True)
         return
     for paragraph in problem_lines(error.problems):
         head, _, rest = paragraph.partition("\n")
-        console.print(Text(head, style="bold"), soft_wrap=True)
-        console.print(Text(rest), soft_wrap=True)
+        console.print(Text(safe(head), style="bold"), soft_wrap=True)
+        console.print(Text(safe(rest)), soft_wrap=True)
     count = len(error.problems)
     console.print(f"[bold red]{count} problem{'s' if count > 1 else ''}[/]")
 
@@ -34,7 +34,7 @@ def show_interrupted() -> None:
 def show_notices(notices: Iterable[str]) -> None:
     """Print what was translated or has no effect, to stderr."""
     for text in notices:
-        _stderr().print(f"[yellow]notice[/] {escape(text)}", soft_wrap=True)
+        _stderr().print(_marked("notice", "yellow", text), soft_wrap=True)
 
 
 class LogLines(logging.Handler):
@@ -42,8 +42,8 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        mark = "[yellow]warning[/] " if record.levelno >= logging.WARNING else "[dim]·[/] "
-        _stderr().print(mark + escape(record.getMessage()), soft_wrap=True)
+        mark = ("warning", "yellow") if record.levelno >= logging.WARNING else ("·", "dim")
+        _stderr().print(_marked(*mark, record.getMessage()), soft_wrap=True)
 
 
 def show_log() -> None:
@@ -57,19 +57,24 @@ def show_log() -> None:
 def show_valid(path: str, notices: int) -> None:
     """Say that a configuration can be used."""
     said = f" ({notices} notice{'s' if notices > 1 else ''})" if notices else ""
-    Console().print(f"[green]valid[/] {escape(path)}{said}", soft_wrap=True)
+    Console(highlight=False).print(_marked("valid", "green", path + said), soft_wrap=True)
 
 
 def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     """Print labelled lines: `default  0.05`."""
     width = max(len(label) for label, _ in pairs)
     for label, text in pairs:
-        Console().print(f"[dim]{label:<{width}}[/]  {escape(text)}")
+        Console().print(_marked(f"{label:<{width}} ", "dim", text))
 
 
 def show_text(text: str) -> None:
     """Print text as it is, for files and pipes."""
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _marked(mark: str, style: str, text: str) -> Text:
+    """Return a coloured word and what may be anybody's text after it."""
+    return Text.assemble((mark, style), " ", safe(text))
 
 
 def _stderr() -> Console:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from newtune.data.inspect.visible import safe
 
 if TYPE_CHECKING:
     from newtune.outputs.load import Loaded
@@ -20,7 +23,8 @@ def show_merge(merged: "Merged", config_path: Path) -> None:
     """Print how close the merged model is to base + adapter, and what to do with it."""
     report = merged.report
     table = _pairs()
-    table.add_row("merged", f"{merged.folder} ({merged.parameters:,} parameters, {report.dtype})")
+    named = f"{merged.folder} ({merged.parameters:,} parameters, {report.dtype})"
+    table.add_row("merged", Text(safe(named)))
     table.add_row("compared on", f"{report.positions:,} trained tokens of {report.rows} "
                   f"{report.source}")  # fmt: skip
     table.add_row("largest logit difference", f"{report.largest_logit_difference:.3g}")
@@ -30,14 +34,14 @@ def show_merge(merged: "Merged", config_path: Path) -> None:
     table.add_row("equal greedy tokens", f"{report.equal_greedy:.2%} "
                   f"(base: {report.equal_greedy_base:.2%})")  # fmt: skip
     table.add_row("verdict", "[green]the merged model is what was trained[/]")
-    table.add_row("next", f"newtune chat {config_path}")
+    table.add_row("next", Text(safe(f"newtune chat {config_path}")))
     Console().print(table)
 
 
 def show_evaluation(result: "Evaluation") -> None:
     """Print loss and exact match of one model, and a few wrong answers."""
     console, table = Console(), _pairs()
-    table.add_row("model", f"{result.which}: {result.source}")
+    table.add_row("model", Text(safe(f"{result.which}: {result.source}")))
     tokens = int(result.scores["eval_trained_tokens"])
     table.add_row("loss", f"{result.scores['eval_loss']:.4f} nats per token, {tokens:,} tokens")
     table.add_row("perplexity", f"{result.scores['eval_perplexity']:.4g}")
@@ -55,7 +59,8 @@ def show_evaluation(result: "Evaluation") -> None:
 
 def show_chat_begin(loaded: "Loaded") -> None:
     """Say who answers and how to end."""
-    Console().print(f"[dim]{loaded.which}: {loaded.source} · /reset forgets · /exit ends[/]")
+    text = safe(f"{loaded.which}: {loaded.source} · /reset forgets · /exit ends")
+    Console(highlight=False).print(Text(text, style="dim"), soft_wrap=True)
 
 
 def show_prompt() -> None:
@@ -66,16 +71,16 @@ def show_prompt() -> None:
 def show_answer(pieces: Iterable[str]) -> None:
     """Print an answer as it comes."""
     for piece in pieces:
-        sys.stdout.write(piece)
+        sys.stdout.write(safe(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
 def show_text_lines(texts: Iterable[str]) -> None:
-    """Print texts as they are, each on lines of its own."""
+    """Print texts, each on lines of its own."""
     for text in texts:
-        Console().out(text, highlight=False)
+        Console().out(safe(text), highlight=False)
 
 
 def _pairs() -> Table:
@@ -86,5 +91,5 @@ def _pairs() -> Table:
 
 
 def _short(text: str, most: int = 160) -> str:
-    line = " ".join(text.split())
+    line = safe(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"

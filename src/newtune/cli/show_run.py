@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from newtune.data.inspect.visible import safe
 
 if TYPE_CHECKING:
     from newtune.outputs.report import RunReport
@@ -25,10 +28,10 @@ def show_plan(plan: "Plan", console: Console | None = None) -> None:
     table.add_column("value", overflow="fold")
     table.add_column("why", overflow="fold", style="dim")
     for name, value in plan_lines(plan):
-        table.add_row(name, _brief(value), plan.reasons.get(name, ""))
+        table.add_row(name, Text(safe(_brief(value))), Text(safe(plan.reasons.get(name, ""))))
     console.print(table)
     for text in plan.notices:
-        console.print(f"[yellow]notice[/] {text}")
+        console.print(Text.assemble(("notice", "yellow"), " ", safe(text)), soft_wrap=True)
 
 
 def plan_lines(plan: "Plan") -> Iterable[tuple[str, Any]]:
@@ -104,7 +107,7 @@ def show_summary(report: "RunReport", config_path: Path, console: Console | None
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in summary_lines(report, config_path):
-        table.add_row(name, value)
+        table.add_row(name, Text(safe(value)))
     console.print(table)
 
 

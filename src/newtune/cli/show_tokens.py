@@ -103,7 +103,8 @@ def text_of(tokens: Iterable["TokenView"]) -> Text:
             piece.append(shown, style=SPECIAL if token.text.special else "")
         if trained:
             ends_line = piece.plain.endswith("\n")
-            piece.right_crop(ends_line)
+            if ends_line:
+                piece.right_crop(1)
             piece.append(CLOSE + "\n" * ends_line)
         text.append_text(piece)
     return text
@@ -154,10 +155,11 @@ def _show_token_table(console: Console, tokens: Sequence["TokenView"], limit: in
         style = TRAINED if token.trained else UNTRAINED
         turn = f"{token.turn.number} {token.turn.role}" if token.turn else ""
         kind = " (special)" if token.text.special else ""
+        of = safe(f" of {token.text.characters}") if token.text.characters else ""
         table.add_row(
             str(token.position), str(token.id), str(token.label),
             Text("yes" if token.trained else "no", style=style), Text(safe(turn)),
-            Text(safe(token.text.shown), style=SPECIAL if kind else style) + kind,
+            Text(safe(token.text.shown), style=SPECIAL if kind else style) + kind + of,
         )  # fmt: skip
     console.print(table)
     if limit and len(tokens) > limit:

@@ -50,8 +50,8 @@ class TokenText(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The token on one line, nothing invisible in it."""
-        return "".join(part.shown for part in self.parts)
+        """The token on one line, nothing invisible in it: `␣four`, `⟨98 80⟩`."""
+        return "".join("␣" if part.kind == "space" else part.shown for part in self.parts)
 
     @property
     def hex(self) -> str:
