@@ -1,5 +1,6 @@
 """The program `newtune`: its commands, how errors end it, and which words override the config."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -240,6 +241,8 @@ def version() -> None:
 
 def call(command: str, *arguments: Any, **options: Any) -> NoReturn:
     """Run `cli/<command>.py` and leave with its code; an error of the user's has no traceback."""
+    # libraries' progress bars of seconds stay silent; downloads from a hub show theirs in any case
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         from newtune.cli.show import show_log
 

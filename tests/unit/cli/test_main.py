@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from newtune import __version__
 from newtune.cli import main as program
+from newtune.cli.show_results import show_answer, show_text_lines
 from newtune.errors import DataError
 
 RUNNER = CliRunner()
@@ -79,6 +80,18 @@ def test_an_error_of_the_users_has_no_traceback_and_exits_2(recorder: Recorder) 
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     assert "row 3: no `output`" in result.output
+
+
+def test_text_of_a_row_in_an_error_does_nothing_to_the_terminal(recorder: Recorder) -> None:
+    recorder.error = DataError("row 3: got \x1b[2J[bold]\u202e and half \ud83d")
+    output = run("train", "run.yaml").output
+    assert "got ␛[2J[bold]⟨U+202E⟩ and half ⟨U+D83D⟩" in output
+
+
+def test_answers_do_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_answer(iter(["a\x1b", "[2J\n", "b"]))
+    show_text_lines(["\x1b[2Jc"])
+    assert capsys.readouterr().out == "a␛[2J\nb\n␛[2Jc\n"
 
 
 def test_ctrl_c_exits_130(recorder: Recorder) -> None:

@@ -178,8 +178,9 @@ def _examples(
 ) -> Iterator[ExampleView]:
     """Yield the stretches of one row of the tensors; what comes after the last name is padding."""
     starts = [place for place, position in enumerate(positions) if position == 0]
+    last_pack = named[-1][0] if named else 0
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(ids)], strict=True)):
-        pack, origin = named[number] if number < len(named) else (len(named) - 1, None)
+        pack, origin = named[number] if number < len(named) else (last_pack, None)
         part = ids[start:end]
         owners = [None] * len(part) if origin is None else turns(origin.dataset, origin.row, part)
         columns = zip(

@@ -36,6 +36,11 @@ class Part(NamedTuple):
         """The code point of a single character."""
         return ord(self.text)
 
+    @property
+    def completed(self) -> str:
+        """Its own character, or what stands for it when it is invisible."""
+        return "".join(part.shown for part in parts(self.text))
+
 
 def safe(text: str) -> str:
     r"""Return text that can do nothing to a terminal; newlines and tabs stay.

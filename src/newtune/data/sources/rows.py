@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
+from newtune.errors import DataError
+
 Row = Mapping[str, Any]
 
 CHUNK = 2048
