@@ -50,8 +50,9 @@ def show_totals(data: "PreparedData") -> None:
     held_out = f", {facts.eval_examples:,} held out" if facts.eval_examples else ""
     lines = [f"{facts.train_examples:,} examples to train{held_out}"]
     if facts.packing_efficiency is not None:
+        packs = facts.packs_in_epoch(0)
         lines.append(
-            f"{facts.packs_in_epoch(0):,} packs of {data.packing.sequence_len:,} tokens, "
+            f"{packs:,} pack{'' if packs == 1 else 's'} of {data.packing.sequence_len:,} tokens, "
             f"{facts.packing_efficiency:.1%} full"
         )
     state = "as cached in" if data.from_cache else "written to"

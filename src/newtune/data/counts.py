@@ -53,7 +53,7 @@ class DatasetCounts:
         return cls(**{**values, "dropped": dropped, "length_percentiles": percentiles})
 
 
-LISTED = 100
+LISTED = 1000
 """Most dropped rows listed by place for one reason."""
 
 
