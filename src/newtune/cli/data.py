@@ -13,6 +13,7 @@ from newtune.cli.show_data import (
     show_totals,
 )
 from newtune.cli.show_tokens import show_batch, show_legend, show_pack, show_row
+from newtune.cli.target import check_target
 from newtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,12 +46,15 @@ def run(
 
     Raises:
         DataError: the data cannot be prepared, or holds no such row, dataset or batch.
+        ExportError: the page cannot be written there.
     """
     config = read_config(config_path, overrides)
     if row is not None:
         return _row(config, row, dataset, evaluation=evaluation, limit=limit, as_json=as_json)
     if dropped:
         return _dropped(config, dataset, limit, as_json=as_json)
+    if html is not None:
+        check_target(html, "--html")
     from newtune.run import prepare
 
     shown = _Run(config, prepare(config), evaluation=evaluation)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from newtune.cli.loading import load
 from newtune.cli.show_results import show_text_lines
+from newtune.cli.target import check_target
 from newtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def run(
     if not rows:
         raise DataError("nothing to answer: give `--prompt TEXT` or `--input FILE.jsonl`")
     asked = [_messages(row, index) for index, row in enumerate(rows, start=1)]
+    if output_path is not None:
+        check_target(output_path, "--output")
     loaded = load(config_path, overrides, which=which)
     from newtune.outputs.conversation import answer_all
     from newtune.run_dir import write_text

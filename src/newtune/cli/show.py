@@ -52,6 +52,8 @@ def show_log() -> None:
         logger.addHandler(LogLines())
         logger.setLevel(logging.INFO)
         logger.propagate = False
+        # what it cannot speed up on a CPU is not what a user asked about
+        logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 
 def show_valid(path: str, notices: int) -> None:

@@ -65,6 +65,7 @@ def load_base(plan: ModelPlan, *, trained: bool = False) -> PreTrainedModel:
     With `trained`, in the trained weights' format: full fine-tuning keeps float32 masters.
     """
     register_attention()
+    notice(f"loading {plan.source}")
     source = _download(plan)
     config = read_config(
         plan.config_source,

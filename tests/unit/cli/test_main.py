@@ -94,6 +94,13 @@ def test_answers_do_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "a␛[2J\nb\n␛[2Jc\n"
 
 
+@pytest.mark.parametrize("words", [["chat"], ["generate", "--prompt", "hi"]])
+def test_a_folder_that_is_no_runs_and_no_models(words: list[str], tmp_path: Path) -> None:
+    result = run(words[0], tmp_path, *words[1:])
+    assert result.exit_code == 2
+    assert "is no run's folder (it holds no `newtune.yaml`)" in result.output
+
+
 def test_ctrl_c_exits_130(recorder: Recorder) -> None:
     recorder.error = KeyboardInterrupt()
     assert run("train", "run.yaml").exit_code == 130

@@ -151,6 +151,13 @@ def test_a_config_with_nothing_to_train_says_so_at_once(config):
     assert not (config.parent / "page.html").exists()
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_the_data_is_prepared(config):
+    (config.parent / "file").write_text("")
+    assert "is a folder; name a file in it" in fails("data", config, "--html", config.parent)
+    assert "cannot be made" in fails("data", config, "--html", config.parent / "file" / "x.html")
+    assert not (config.parent / "last_run_prepared").exists()
+
+
 def test_only_one_view_at_a_time(config):
     assert "only one of --row and --html" in fails("data", config, "--row", 1, "--html", "x.html")
 
