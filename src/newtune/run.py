@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from newtune.config.run import RunConfig
 from newtune.data.batches import EvalBatches, TrainBatches
@@ -87,6 +88,7 @@ def train(config: RunConfig) -> RunReport:
     check_hub(plan.output.hub)
     describe(run_dir, config, prepared)
 
+    set_seed(plan.training.steps.seed)  # an adapter's first weights are drawn when it is made
     model = load_model(
         plan.model, plan.adapter, tokenizer=tokenizer, new_token_ids=prepared.new_token_ids
     )
@@ -119,13 +121,17 @@ def merge(
     run_dir, adapter = RunDir(plan.output.folder), plan.adapter
     if adapter is None:
         raise ExportError("this configuration trains the whole model: there is nothing to merge")
+    quantization = plan.model.quantization
+    load = partial(load_trained, plan.model, adapter, run_dir.root, tokenizer)
     merged = merge_adapter(
-        lambda: load_trained(plan.model, adapter, run_dir.root, tokenizer),
+        load,
         with_template(tokenizer, data.chat_template),
         run_dir,
         data.evaluation or data.train,
         source="held-out rows" if data.evaluation else "training rows (none are held out)",
         base_source=plan.model.source,
+        load_to_merge=partial(load, dequantized=True) if quantization else None,
+        base_bits=quantization.bits if quantization else None,
         dtype=dtype
         or plan.output.merged_dtype
         or plan.model_facts.checkpoint_dtype

@@ -1,6 +1,14 @@
 """The same seed gives the same run; another gives another."""
 
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from newtune.config.load import config_from
+from newtune.run import train
 from runs import TinyRun, assert_same, packed, weights
+from tiny import save_tiny_checkpoint
 
 CHANGES = {
     "steps": 3,
@@ -11,8 +19,6 @@ CHANGES = {
 
 
 def result(root, *, draws_before=0, **changes):
-    import torch
-
     run = TinyRun(root, **{**CHANGES, **changes})
     trainer = run.trainer()
     torch.rand(draws_before)
@@ -42,3 +48,40 @@ def test_evaluating_does_not_change_training(tmp_path):
         evaluation={"at_steps": frozenset({1, 2})},
     )
     assert_same(found, expected)
+
+
+def test_the_seed_draws_the_adapters_first_weights(tmp_path):
+    """Whatever was drawn before in this process."""
+    first = {}
+    for name, seed, draws in (("a", 1, 0), ("b", 1, 9), ("c", 2, 0)):
+        torch.rand(draws)
+        config = small_config(tmp_path, name, seed=seed)
+        train(config)
+        saved = load_file(Path(config.output.output_dir) / "adapter_model.safetensors")
+        first[name] = {key: value for key, value in saved.items() if "lora_A" in key}
+    assert_same(first["a"], first["b"])
+    assert not any(torch.equal(first["a"][key], first["c"][key]) for key in first["a"])
+
+
+def small_config(root, name, *, seed):
+    rows = root / "rows.jsonl"
+    rows.write_text('{"instruction": "Say river", "output": "river"}\n' * 4)
+    model = root / "model"
+    if not model.exists():
+        save_tiny_checkpoint(model)
+    return config_from(
+        {
+            "base_model": str(model),
+            "datasets": [{"path": str(rows), "type": "alpaca"}],
+            "adapter": "lora",
+            "lora_target_linear": True,
+            "micro_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "max_steps": 1,
+            "learning_rate": 1e-9,
+            "bf16": False,
+            "seed": seed,
+            "output_dir": str(root / name),
+            "dataset_prepared_path": str(root / "cache"),
+        }
+    )

@@ -35,7 +35,11 @@ IDLE: tuple[Idle, ...] = (
     ),
     Idle(
         ("bnb_config_kwargs",),
-        lambda config: config.quantization.load_in_4bit or config.quantization.load_in_8bit,
+        lambda config: (
+            config.adapter.adapter == "qlora"
+            or config.quantization.load_in_4bit
+            or config.quantization.load_in_8bit
+        ),
         "the base is not quantised by bitsandbytes",
     ),
     Idle(

@@ -20,7 +20,7 @@ class Later:
     some_values_act: bool = False
 
 
-_QUANTISED = Later("quantised base models are not available yet")
+_QUANTISED = Later("this kind of quantised base model is not available yet")
 _PLACEMENT = Later("placing a model on several devices is not available yet")
 _OFFLOAD = Later("offloading weights or activations is not available yet")
 _KERNELS = Later("LoRA kernels are not available yet")
@@ -53,21 +53,11 @@ _METRICS = Later("this way of reporting is not available yet")
 _ORDER = Later("this order of the data is not available yet")
 _DATA = Later("this reading of data is not available yet")
 
-BNB_DEFAULTS: Mapping[str, Any] = {
-    "llm_int8_has_fp16_weight": False,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-}
-
 LATER: Mapping[str, Later] = {
-    "load_in_8bit": _QUANTISED,
-    "load_in_4bit": _QUANTISED,
     "gptq": _QUANTISED,
-    "bnb_config_kwargs": Later(_QUANTISED.missing, (BNB_DEFAULTS,)),
     "quantize_moe_experts": _QUANTISED,
     "model_quantization_config": _QUANTISED,
     "qlora_sharded_model_loading": _QUANTISED,
-    "adapter": Later(_QUANTISED.missing, ("lora",), "Use `lora`.", some_values_act=True),
     "qat": _QAT,
     "quantization": _QAT,
     "llmcompressor": _QAT,

@@ -65,6 +65,7 @@ def read_model_facts(
         head_name=head_name(model),
         parameter_shapes=shapes,
         tied_embeddings=bool(text.tie_word_embeddings),
+        stored_quantized=_stored_quantized(config),
     )
 
 
@@ -131,6 +132,13 @@ def _merged(key: str, before: Any, value: Any) -> Any:
         if "rope_type" not in before and all(isinstance(v, Mapping) for v in before.values()):
             return {layer: {**inner, **given} for layer, inner in before.items()}
     return {**before, **given}
+
+
+def _stored_quantized(config: PreTrainedConfig) -> Mapping[str, Any] | None:
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    return stored if isinstance(stored, dict) else dict(stored.to_dict())
 
 
 def _max_positions(config: PreTrainedConfig) -> int | None:

@@ -111,7 +111,7 @@ def _answering(model: nn.Module) -> Iterator[Callable[..., Tensor]]:
 
 def _autocast(model: nn.Module) -> AbstractContextManager[Any]:
     """Return autocast where float32 adapters meet 16-bit weights, as in training."""
-    dtypes = {parameter.dtype for parameter in model.parameters()}
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     halves = dtypes - {torch.float32, torch.float64}
     if len(dtypes) == 1 or not halves:
         return nullcontext()

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from newtune.model.adapters import attach_adapter
 from newtune.model.attention import register_attention
 from newtune.model.facts import model_builder, read_config, read_model_facts
 from newtune.model.head import base_model, head_name, install_head
+from newtune.model.quantization import keep_layout, plain, quantized_loading
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
 from newtune.plan.adapters import is_unfrozen
 from newtune.plan.parts import AdapterPlan, ModelPlan
@@ -59,14 +61,33 @@ def load_model(
     return model
 
 
-def load_base(plan: ModelPlan, *, trained: bool = False) -> PreTrainedModel:
-    """Return the base model as the checkpoint has it, on CPU, in the frozen weights' format.
+def load_base(
+    plan: ModelPlan, *, trained: bool = False, dequantized: bool = False
+) -> PreTrainedModel:
+    """Return the base model as the checkpoint has it, in the frozen weights' format.
 
-    With `trained`, in the trained weights' format: full fine-tuning keeps float32 masters.
+    It is on the CPU; a quantised one on its device. With `trained`, it is in the trained weights'
+    format: full fine-tuning keeps float32 masters. With `dequantized`, a quantised base's layers
+    are ordinary ones, with the weights that the quantised ones stand for.
     """
     register_attention()
     notice(f"loading {plan.source}")
     source = _download(plan)
+    if plan.quantization is None:
+        return _load(plan, source, trained=trained)
+    if source.gguf_file is None:
+        model = _load(plan, source, quantized=True)
+    else:  # both are quantisations to transformers, so one comes after the other
+        with TemporaryDirectory(prefix="newtune-") as folder:
+            _load(plan, source).save_pretrained(folder)
+            model = _load(plan, Source(folder), quantized=True)
+    keep_layout(model)
+    return plain(model, getattr(torch, plan.precision.frozen_weights)) if dequantized else model
+
+
+def _load(
+    plan: ModelPlan, source: Source, *, trained: bool = False, quantized: bool = False
+) -> PreTrainedModel:
     config = read_config(
         plan.config_source,
         revision=plan.revision if plan.config_source == plan.source else None,
@@ -89,6 +110,8 @@ def load_base(plan: ModelPlan, *, trained: bool = False) -> PreTrainedModel:
     if source.gguf_file is not None:
         # Without it the model counts as quantised: neither trainable nor savable.
         arguments["quantization_config"] = GgufConfig(dequantize=True)
+    if quantized and plan.quantization is not None:
+        arguments |= quantized_loading(plan.quantization, device=plan.device)
     try:
         model, report = builder.from_pretrained(source.name, output_loading_info=True, **arguments)
     except pickle.UnpicklingError as error:

@@ -110,10 +110,18 @@ def load_folder(
 
 
 def load_trained(
-    plan: ModelPlan, adapter: AdapterPlan, folder: Path, tokenizer: Tokenizer
+    plan: ModelPlan,
+    adapter: AdapterPlan,
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    dequantized: bool = False,
 ) -> PeftModel:
-    """Return base + adapter, unmerged: the base as the training saw it, the adapter as saved."""
-    base = load_untrained(plan, tokenizer)
+    """Return base + adapter, unmerged: the base as the training saw it, the adapter as saved.
+
+    With `dequantized`, a quantised base's layers are ordinary ones, to merge into.
+    """
+    base = load_untrained(plan, tokenizer, dequantized=dequantized)
     model = attach_adapter(base, replace(adapter, continue_from=str(folder)))
     store_trained_as(model, getattr(torch, plan.precision.trained_weights))
     for parameter in model.parameters():
@@ -123,11 +131,13 @@ def load_trained(
     return model
 
 
-def load_untrained(plan: ModelPlan, tokenizer: Tokenizer) -> PreTrainedModel:
+def load_untrained(
+    plan: ModelPlan, tokenizer: Tokenizer, *, dequantized: bool = False
+) -> PreTrainedModel:
     """Return the base as the training saw it before its first step, on its device."""
     if plan.attention.startswith(("flash_attention", "flex_attention")):
         plan = replace(plan, attention="sdpa")  # they take no float32, or no single new token
-    model = load_base(plan)
+    model = load_base(plan, dequantized=dequantized)
     grow_embeddings(model, len(tokenizer), multiple=plan.embedding_multiple)
     install_head(model)
     for parameter in model.parameters():

@@ -34,7 +34,6 @@ from newtune.outputs.verify import (
     VERIFICATION,
     Examples,
     MergeReport,
-    Reference,
     compare_merged,
     read_reference,
 )
@@ -59,6 +58,8 @@ def merge_adapter(
     *,
     base_source: str,
     dtype: Dtype,
+    load_to_merge: Callable[[], PeftModel] | None = None,
+    base_bits: int | None = None,
     source: str = "held-out rows",
     overwrite: bool = False,
     keep: bool = False,
@@ -66,8 +67,9 @@ def merge_adapter(
     """Merge the adapter at the root of a run's folder into `merged/`, verified.
 
     `load_trained` gives base + adapter as `load.load_trained` does; it is called once, after
-    the cheap refusals. `keep` keeps a merged model that fails its proof, marked as such, instead
-    of removing it (the call raises either way).
+    the cheap refusals. `load_to_merge` gives the same over ordinary layers, for a base stored in
+    `base_bits`, whose own layers cannot take the adapter in. `keep` keeps a merged model that
+    fails its proof, marked as such, instead of removing it (the call raises either way).
 
     Raises:
         ExportError: there is no adapter to merge; it belongs to another base; merged/ exists
@@ -79,6 +81,9 @@ def merge_adapter(
     require_same_base(trained, run_dir.root, base_source=base_source)
     reference = read_reference(trained, examples, source=source)
     attention = trained.config._attn_implementation
+    if load_to_merge is not None:
+        del trained
+        trained = load_to_merge()
     model = merge_layers(trained, dtype)
     del trained
     needed = model.num_parameters() * getattr(torch, dtype).itemsize
@@ -88,7 +93,8 @@ def merge_adapter(
         write_tokenizer(tokenizer, stage)
         device = model.device
         del model
-        report = _verify_written(reference, stage, dtype, attention=attention, device=device)
+        merged = _load_written(stage, dtype, attention=attention, device=device)
+        report = compare_merged(reference, merged, dtype=dtype, base_bits=base_bits)
         write_json(stage / VERIFICATION, report.as_dict())
         write_manifest(stage, "merged", written)
         if report.passed or keep:
@@ -198,17 +204,17 @@ def _untie_where_adapted(trained: PeftModel) -> None:
     base.config.tie_word_embeddings = False
 
 
-def _verify_written(
-    reference: Reference, stage: Path, dtype: Dtype, *, attention: str, device: torch.device
-) -> MergeReport:
-    """Load what lies on the disk, with plain transformers, and compare it."""
-    merged = AutoModelForCausalLM.from_pretrained(
+def _load_written(
+    stage: Path, dtype: Dtype, *, attention: str, device: torch.device
+) -> PreTrainedModel:
+    """Load what lies on the disk, with plain transformers."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         stage,
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
         device_map={"": device},
     )
-    return compare_merged(reference, merged, dtype=dtype)
+    return model
 
 
 def _require_passed(report: MergeReport, merged: Path, *, keep: bool) -> None:

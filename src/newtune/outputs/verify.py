@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from newtune.errors import ExportError
+from newtune.model.quantization import layers_with_own_arithmetic
 from newtune.plan.parts import Dtype
 from newtune.types import IGNORE_INDEX, Example
 
@@ -76,6 +77,18 @@ BOUNDS: Mapping[Dtype, Bound] = {
     "bfloat16": Bound(kl_share=1e-2, equal_greedy=0.99),
 }
 
+BASE_BOUNDS: Mapping[int | None, Bound] = {
+    # 8-bit layers round what goes into them as well, token by token; the merged model does not.
+    8: Bound(kl_share=1e-2, equal_greedy=0.99),
+}
+"""Bits of a quantised base → the bound, where it is wider than that of the result's dtype."""
+
+
+def bound_of(dtype: Dtype, base_bits: int | None) -> Bound:
+    """Return what a merge must keep, by the dtype of the result and by what the base is."""
+    result, base = BOUNDS[dtype], BASE_BOUNDS.get(base_bits, BOUNDS[dtype])
+    return max(result, base, key=lambda bound: bound.kl_share)
+
 
 @dataclass(frozen=True)
 class MergeReport:
@@ -99,6 +112,8 @@ class MergeReport:
     """The same of adapter and base: how much the adapter changes."""
     largest_difference_to_base: float
     """Of the merged model's logits."""
+    base_bits: int | None = None
+    """Bits in which the base was stored in training; None = not quantised."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -114,7 +129,7 @@ class MergeReport:
     def as_dict(self) -> dict[str, Any]:
         """Return what verification.json holds: the numbers, the bound and the verdict."""
         verdict = {"passed": self.passed, "kl_share": self.kl_share}
-        return {**verdict, **asdict(self), "bound": asdict(BOUNDS[self.dtype])}
+        return {**verdict, **asdict(self), "bound": asdict(bound_of(self.dtype, self.base_bits))}
 
 
 @dataclass(frozen=True)
@@ -170,7 +185,13 @@ def read_reference(
     return Reference(tuple(chosen), adapter, base, source)
 
 
-def compare_merged(reference: Reference, merged: PreTrainedModel, *, dtype: Dtype) -> MergeReport:
+def compare_merged(
+    reference: Reference,
+    merged: PreTrainedModel,
+    *,
+    dtype: Dtype,
+    base_bits: int | None = None,
+) -> MergeReport:
     """Return the merged model's distance from base + adapter, with every bound it breaks."""
     sums = _Sums()
     predictions = trained_logits(merged, reference.examples)
@@ -194,13 +215,14 @@ def compare_merged(reference: Reference, merged: PreTrainedModel, *, dtype: Dtyp
         equal_greedy=sums.equal / sums.positions,
         equal_greedy_base=sums.equal_base / sums.positions,
         largest_difference_to_base=sums.largest_to_base,
+        base_bits=base_bits,
     )
     return MergeReport(**{**asdict(report), "problems": tuple(broken_bounds(report))})
 
 
 def broken_bounds(report: MergeReport) -> Iterator[str]:
     """Yield what is wrong with a merge, in words; nothing when it is right."""
-    bound = BOUNDS[report.dtype]
+    bound = bound_of(report.dtype, report.base_bits)
     if not np.isfinite([report.largest_logit_difference, report.kl_merged, report.kl_base]).all():
         yield "the logits are not finite"
         return
@@ -291,11 +313,23 @@ def float32_arithmetic(model: nn.Module) -> Iterator[None]:
     """
     narrow = {torch.bfloat16, torch.float16}
     with ExitStack() as stack:
+        for layer in layers_with_own_arithmetic(model):
+            stack.enter_context(_multiplying_in(layer, torch.float32))
         for module in model.modules():
             own = [p for p in module.parameters(recurse=False) if p.dtype in narrow]
             if own:
                 stack.enter_context(_widened(module, own))
         yield
+
+
+@contextmanager
+def _multiplying_in(layer: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    before = layer.compute_dtype
+    layer.compute_dtype = dtype  # type: ignore[assignment]  # a plain attribute of 4-bit layers
+    try:
+        yield
+    finally:
+        layer.compute_dtype = before
 
 
 @contextmanager

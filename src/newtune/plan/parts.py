@@ -27,6 +27,8 @@ class ModelFacts:
     """Dotted name of the output head (`lm_head`)."""
     parameter_shapes: Mapping[str, tuple[int, ...]]
     tied_embeddings: bool
+    stored_quantized: Mapping[str, Any] | None = None
+    """The checkpoint's own `quantization_config`; None for one stored plainly."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class PrecisionPlan:
 
 
 @dataclass(frozen=True)
+class QuantizationPlan:
+    """How the frozen base is stored in few bits, by bitsandbytes."""
+
+    bits: Literal[4, 8]
+    options: Mapping[str, Any]
+    """Arguments of transformers' BitsAndBytesConfig besides the number of bits."""
+    stored: bool = False
+    """The checkpoint is stored so already."""
+
+
+@dataclass(frozen=True)
 class ModelPlan:
     """How the base model is loaded."""
 
@@ -78,6 +91,7 @@ class ModelPlan:
     """Grow the embeddings to a multiple of this (32); None = just as many rows as tokens."""
     unfrozen_parameters: tuple[str, ...] = ()
     """Regexes of the parameters a full fine-tuning trains; empty = all."""
+    quantization: QuantizationPlan | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from newtune.config.quantization import BNB_DEFAULTS
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
@@ -26,6 +27,7 @@ from newtune.plan.parts import (
     Plan,
 )
 from newtune.plan.precision import resolve_precision
+from newtune.plan.quantization import plan_quantization
 from newtune.plan.trackers import plan_trackers
 from newtune.plan.training import plan_training
 
@@ -171,6 +173,15 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         bf16_is_fast=world.bf16_is_fast,
     )
     ledger.decide("model.precision", precision, why)
+    quantization, why = plan_quantization(
+        facts,
+        precision,
+        adapter=config.adapter.adapter,
+        four_bit=config.quantization.load_in_4bit,
+        eight_bit=config.quantization.load_in_8bit,
+        options={**BNB_DEFAULTS, **(config.quantization.bnb_config_kwargs or {})},
+    )
+    ledger.decide("model.quantization", quantization, why)
     packed = bool(config.sequence.sample_packing or config.sequence.batch_flattening)
     attention, why = choose_attention(
         compute.attn_implementation,
@@ -197,6 +208,7 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         gradient_checkpointing_kwargs=compute.gradient_checkpointing_kwargs or {},
         embedding_multiple=32 if config.tokenizer.resize_token_embeddings_to_32x else None,
         unfrozen_parameters=_as_tuple(model.unfrozen_parameters),
+        quantization=quantization,
     )
 
 

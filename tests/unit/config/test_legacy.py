@@ -62,7 +62,7 @@ def test_renamed_keys(old: str) -> None:
 
 @pytest.mark.parametrize(
     ("old", "value"),
-    [("dpo_beta", 0.1), ("sequence_parallel_degree", 2), ("load_4bit", True)],
+    [("dpo_beta", 0.1), ("sequence_parallel_degree", 2)],
 )
 def test_renamed_keys_that_are_refused_keep_the_name_the_user_wrote(
     old: str, value: object

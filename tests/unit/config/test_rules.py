@@ -41,6 +41,16 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
         ({"load_in_8bit": True}, None),
         ({"gptq": True}, None),
     ],
+    "bitsandbytes_knows_its_options": [
+        (
+            {**LORA, "load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_quant_typ": "nf4"}},
+            None,
+        ),
+        ({**LORA, "load_in_4bit": True, "bnb_config_kwargs": {"load_in_8bit": True}}, None),
+    ],
+    "quantised_base_keeps_its_weights": [
+        ({**LORA, "adapter": "qlora", "peft_init_lora_weights": "olora"}, None),
+    ],
     "one_memory_limit": [({"max_memory": {0: "20GiB"}, "gpu_memory_limit": 20}, None)],
     "sizes_are_sizes": [
         ({"gpu_memory_limit": "a lot"}, None),

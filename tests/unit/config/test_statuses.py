@@ -7,8 +7,8 @@ import pytest
 from configs import problems, valid
 from newtune.config.idle import IDLE
 from newtune.config.keys import all_keys
-from newtune.config.later import BNB_DEFAULTS
 from newtune.config.noop import NO_OPS
+from newtune.config.quantization import BNB_DEFAULTS
 from newtune.config.run import SECTIONS
 
 LORA = {"adapter": "lora", "lora_target_linear": True}
@@ -92,12 +92,6 @@ def test_every_refused_key_is_refused_by_name(name: str) -> None:
 )
 def test_values_that_ask_for_nothing_pass(key: str, value: object) -> None:
     valid(**{key: value})
-
-
-def test_qlora_is_refused_and_lora_is_not() -> None:
-    valid(**LORA)
-    (problem,) = problems(**{**LORA, "adapter": "qlora"})
-    assert problem.startswith("adapter: known, but")
 
 
 @pytest.mark.parametrize("key", NO_OPS)

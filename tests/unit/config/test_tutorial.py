@@ -49,7 +49,6 @@ def test_all_blocks_together_get_the_refusals_they_deserve() -> None:
         ("gptq", "excludes `load_in_8bit`: a GPTQ checkpoint is quantised already"),
         ("gptq", "known"),
         ("gpu_memory_limit", "known"),
-        ("load_in_8bit", "known"),
         ("lora_mlp_kernel", "known"),
         ("lora_o_kernel", "known"),
         ("lora_on_cpu", "known"),

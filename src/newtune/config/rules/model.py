@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from newtune.config.compute import ATTENTION
+from newtune.config.quantization import BNB_OPTIONS
 from newtune.config.rules.rule import about, sentence
 from newtune.config.run import RunConfig
 from newtune.errors import Problem
@@ -81,6 +82,44 @@ def quantised_base_needs_adapter(config: RunConfig) -> Iterator[Problem]:
         if getattr(config.quantization, key) and not config.adapter.adapter:
             hint = "Add `adapter: lora`, or leave the key out to train all weights."
             yield Problem(key, "needs an adapter: nothing else would be trainable", hint)
+
+
+@about("bnb_config_kwargs")
+def bitsandbytes_knows_its_options(config: RunConfig) -> Iterator[Problem]:
+    """`bnb_config_kwargs` holds options that bitsandbytes has, with values that they may have."""
+    for name, value in (config.quantization.bnb_config_kwargs or {}).items():
+        path = f"bnb_config_kwargs.{name}"
+        if name in ("load_in_4bit", "load_in_8bit"):
+            yield Problem(path, "is a key of its own", f"Write `{name}` at the top level.")
+        elif name not in BNB_OPTIONS:
+            hint = did_you_mean(name, BNB_OPTIONS) or f"It has: {', '.join(BNB_OPTIONS)}."
+            yield Problem(path, "is no option of bitsandbytes that newtune passes on", hint)
+        elif not _fits(value, BNB_OPTIONS[name]):
+            yield Problem(path, f"`{value}` is not {_wanted(BNB_OPTIONS[name])}")
+
+
+def _fits(value: Any, wanted: tuple[Any, ...] | type) -> bool:
+    if isinstance(wanted, tuple):
+        return value in wanted
+    return isinstance(value, (int, float) if wanted is float else wanted)
+
+
+def _wanted(wanted: tuple[Any, ...] | type) -> str:
+    if isinstance(wanted, tuple):
+        return f"one of {', '.join(map(str, wanted))}"
+    return {float: "a number", list: "a list of module names", bool: "true or false"}[wanted]
+
+
+@about("peft_init_lora_weights", "load_in_4bit", "load_in_8bit", "adapter")
+def quantised_base_keeps_its_weights(config: RunConfig) -> Iterator[Problem]:
+    """An initialisation that takes a part out of the base's weights needs a base stored plainly."""
+    init = config.adapter.peft_init_lora_weights
+    quantised = config.quantization.load_in_4bit or config.quantization.load_in_8bit
+    if not (quantised or config.adapter.adapter == "qlora") or not isinstance(init, str):
+        return
+    if init.startswith(("pissa", "olora", "corda")):
+        reason = "takes a part out of the base's weights, which a quantised base cannot give"
+        yield Problem("peft_init_lora_weights", f"`{init}` {reason}", "Leave the key out.")
 
 
 @about("max_memory", "gpu_memory_limit")
