@@ -37,6 +37,16 @@ output_dir: {out}
 dataset_prepared_path: {cache}
 bf16: false
 """
+TWO_DATASETS = (
+    *("--datasets.1.path", "rows.jsonl", "--datasets.1.type", "alpaca"),
+    *("--datasets.0.weight", "3", "--datasets.1.weight", "1"),
+    *("--datasets.0.split", "train[:4]"),
+)
+BY_SIZE = ("--dataset_mixing.by", "rows", "--dataset_mixing.temperature", "1")
+TEST_DATASET = (
+    *("--test_datasets.0.path", "rows.jsonl", "--test_datasets.0.type", "alpaca"),
+    *("--val_set_size", "0"),
+)
 CASES = [
     # (key, its value, what both sides of the comparison have besides)
     ("overrides_of_model_config", "{rms_norm_eps: 0.1}", ()),
@@ -87,6 +97,20 @@ CASES = [
     ("sample_packing", "true", ()),
     ("sample_packing_bin_size", "1", ("--sample_packing", "true", "--sequence_len", "512")),
     ("batch_flattening", "true", ()),
+    ("num_dataset_shards_to_save", "2", ()),
+    ("datasets.0.preprocess_shards", "2", ()),
+    ("datasets.0.weight", "2", ()),
+    ("dataset_mixing.by", "tokens", TWO_DATASETS),
+    ("dataset_mixing.exhaust", "first", (*TWO_DATASETS, "--dataset_mixing.by", "rows")),
+    (
+        "dataset_mixing.temperature",
+        "9",
+        (*TWO_DATASETS[:4], *TWO_DATASETS[8:], *BY_SIZE),
+    ),
+    ("eval_sequence_len", "100", TEST_DATASET),
+    ("pad_to_multiple_of", "8", ()),
+    ("curriculum_sampling", "true", ()),
+    ("sample_packing_sequentially", "true", ("--sample_packing", "true")),
     ("adapter", "", ()),
     ("lora_r", "3", ()),
     ("lora_alpha", "5", ()),
@@ -187,9 +211,16 @@ def outcome(folder: Path, overrides: tuple[str, ...]) -> tuple[object, list[str]
     tokenizer = prepared.tokenizer
     tokens = (len(tokenizer), sorted(tokenizer.special_tokens_map.items()))
     packing = prepared.data.packing
-    return (json.dumps(plan, default=str), digest.hexdigest(), str(tokens), packing), (
-        config.unread_keys()
-    )
+    order = [str(sequence) for sequence in prepared.data.sequences(1)]
+    files = [len(store.files) for store in stores]
+    return (
+        json.dumps(plan, default=str),
+        digest.hexdigest(),
+        str(tokens),
+        packing,
+        order,
+        files,
+    ), (config.unread_keys())
 
 
 @pytest.mark.parametrize(("key", "value", "besides"), CASES, ids=[case[0] for case in CASES])

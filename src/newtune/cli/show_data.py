@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,25 @@ def show_counts(counts: Sequence["DatasetCounts"]) -> None:
     console = Console(highlight=False)
     console.print(table)
     for count in counts:
+        for line in (*_duplicates(count), *_share(count)):
+            console.print(Text(safe(line)), soft_wrap=True)
         for dropped in count.dropped:
             line = f"dropped {dropped.rows:,}: {dropped.reason} (first: {dropped.examples[0]})"
             console.print(Text(safe(line), style="yellow"), soft_wrap=True)
+
+
+def _duplicates(count: "DatasetCounts") -> Iterator[str]:
+    if count.duplicates:
+        yield f"{count.name}: {count.duplicates:,} examples left out that occurred before"
+
+
+def _share(count: "DatasetCounts") -> Iterator[str]:
+    mixed = count.mixed
+    if mixed:
+        yield (
+            f"{count.name}: {mixed.examples:,} examples an epoch, {mixed.row_share:.1%} of its "
+            f"rows and {mixed.token_share:.1%} of its tokens"
+        )
 
 
 def show_totals(data: "PreparedData") -> None:

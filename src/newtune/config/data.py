@@ -8,6 +8,7 @@ from newtune.config.section import (
     NotNegative,
     NotNegativeFloat,
     Positive,
+    PositiveFloat,
     Section,
     Strings,
 )
@@ -61,6 +62,11 @@ class DatasetSection(Section):
     path: str = ""
     """Local file, folder or pattern (`data/*.jsonl`), hub id, or an address of a file or folder
     (`https://`, `s3://`, `gs://`, `az://`, `hf://`). Required."""
+    weight: PositiveFloat | None = None
+    """How much of this dataset an epoch holds, against the others. By itself: how often each of
+    its examples stands in an epoch; 2 is twice, 0.5 another half in every epoch. With
+    `dataset_mixing.by` `rows` or `tokens`: its share of the epoch, relative to the other weights.
+    Empty: 1."""
     type: str | PromptSection | None = None
     """Format of the rows: a name (`alpaca`, `chat_template`, `completion`, `input_output`, ...), a
     mapping (a prompt of one's own), or `package.module:function`. Empty: the rows are tokenised
@@ -82,7 +88,9 @@ class DatasetSection(Section):
     shards_idx: NotNegative | None = None
     """Which piece to use, counted from 0. Needs `shards`."""
     preprocess_shards: Positive | None = None
-    """Tokenise in so many pieces to bound memory; the result is the same."""
+    """Tokenise this dataset in so many pieces, each a file of the cache; the result is the same.
+    A preparation that was interrupted goes on with the pieces that are missing. Empty: pieces of
+    about 4,096 rows."""
     on_error: Literal["raise", "drop"] = "raise"
     """A malformed row (no JSON, a field missing, a value of the wrong type): `raise` stops and says
     where it stands, `drop` leaves it out, counted and listed. newtune's own key."""
@@ -162,6 +170,22 @@ class DatasetSection(Section):
 Datasets = Annotated[tuple[DatasetSection, ...], Field(strict=False)]
 
 
+class MixingSection(Section):
+    """How the datasets are mixed: what their weights mean, and when an epoch ends."""
+
+    by: Literal["repeats", "rows", "tokens"] = "repeats"
+    """What a `weight` counts. `repeats`: how often each example of the dataset stands in an epoch.
+    `rows`, `tokens`: the dataset's share of the epoch's examples or tokens, relative to the other
+    weights (70 and 30, or 0.7 and 0.3)."""
+    exhaust: Literal["all", "first"] | None = None
+    """When an epoch ends that is mixed by `rows` or `tokens`: when every dataset has been seen
+    whole, the others being repeated (`all`, the default), or when the first has been seen whole
+    (`first`; of the others, each epoch takes another part)."""
+    temperature: PositiveFloat | None = None
+    """In place of weights: a dataset's share is its size (in rows or tokens) to the power of
+    1 / temperature. 1: by size; the higher, the more alike the shares."""
+
+
 class DataSection(Section):
     """Training and held-out data, chat template, shuffling, cache, loader."""
 
@@ -169,6 +193,9 @@ class DataSection(Section):
     """The datasets to train on, merged in this order. Required."""
     test_datasets: Datasets = ()
     """Held-out datasets. Excludes `val_set_size`."""
+    dataset_mixing: MixingSection | None = None
+    """What the datasets' weights mean, and when an epoch ends. Empty: `by: repeats`. Held-out data
+    is never mixed."""
     pretraining_dataset: Datasets = ()
     """Streamed text to train on without reading it all first. Needs `max_steps`."""
     streaming: bool | None = None
@@ -181,7 +208,9 @@ class DataSection(Section):
     template and every option that changes tokens are the same. What was downloaded or unpacked
     lies under `sources` in it. Empty: `last_run_prepared`."""
     num_dataset_shards_to_save: Positive | None = None
-    """Number of files of the cache."""
+    """Number of files of the cache, shared out over the datasets by rows, at least one each;
+    `preprocess_shards` of a dataset goes before it. The data is the same. Empty: files of about
+    4,096 rows."""
     skip_prepare_dataset: bool | None = None
     """Hand the rows to the trainer as they are. newtune always prepares; rows that are tokenised
     already (empty `type`) pass unchanged."""
@@ -190,14 +219,16 @@ class DataSection(Section):
     dataset_shard_idx: NotNegative | None = None
     """Which piece of the merged data to use, counted from 0. Needs `dataset_shard_num`."""
     dataset_num_proc: Positive | None = None
-    """Processes that tokenise. Empty: as many as the machine has cores."""
+    """Processes that tokenise; 1: threads of the run's own process. Empty: as many as the machine
+    has cores, when there are rows enough to be worth their start."""
     dataset_keep_in_memory: bool | None = None
     """Hold the data in memory while it is prepared."""
     dataset_exact_deduplication: bool = False
-    """Drop rows that occurred before, within training data, within held-out data, and from
-    training data what is held out."""
+    """Drop rows that occurred before (equal tokens and labels), within training data, within
+    held-out data, and from training data what `test_datasets` hold. The counts say how many."""
     shuffle_merged_datasets: bool = True
-    """Shuffle the merged data, by `seed`. False: the order of the files."""
+    """Shuffle the merged data, by `seed`. False: the order of the files. Each epoch draws its own
+    order all the same, unless `curriculum_sampling` is on, which goes before this key."""
     shuffle_before_merging_datasets: bool = False
     """Shuffle each dataset by itself before merging."""
     train_on_inputs: bool = False

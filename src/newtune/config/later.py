@@ -50,7 +50,6 @@ _SELECTION = Later("this choice of trained layers is not available yet")
 _EMBEDDINGS = Later("this treatment of the embeddings is not available yet")
 _WEB = Later("a web page to chat is not available yet; see `newtune chat`")
 _METRICS = Later("this way of reporting is not available yet")
-_ORDER = Later("this order of the data is not available yet")
 _DATA = Later("this reading of data is not available yet")
 
 LATER: Mapping[str, Later] = {
@@ -175,10 +174,6 @@ LATER: Mapping[str, Later] = {
     "do_bench_eval": _BENCHMARKS,
     "lm_eval_*": _BENCHMARKS,
     "generate_samples": _SAMPLES,
-    "eval_sequence_len": Later("another length for held-out data is not available yet"),
-    "pad_to_multiple_of": Later("padding to a multiple is not available yet"),
-    "sample_packing_sequentially": _ORDER,
-    "curriculum_sampling": _ORDER,
     "dataloader_drop_last": Later("newtune trains every example; none can be left out"),
     "accelerator_config": Later("accelerate's own options are not available"),
     "push_dataset_to_hub": Later("uploading prepared data is not available yet"),

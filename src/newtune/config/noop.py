@@ -58,7 +58,6 @@ NO_OPS: Mapping[str, NoOp] = {
     ),
     "remove_unused_columns": NoOp("newtune's batches hold only what the model takes"),
     "skip_prepare_dataset": NoOp("rows that are tokenised already pass unchanged in any case"),
-    "num_dataset_shards_to_save": NoOp("the cache is memory-mapped, whatever its files"),
     "dataset_keep_in_memory": NoOp("data is memory-mapped, so it need not be held in memory"),
     "multipack_real_batches": NoOp("a micro-batch is always `micro_batch_size` packs"),
     "sample_packing_mp_start_method": NoOp("packing needs one process only"),

@@ -11,7 +11,9 @@ class SequenceSection(Section):
     sequence_len: Positive = 512
     """Longest example, in tokens; when packing, the length of a pack."""
     eval_sequence_len: Positive | None = None
-    """Longest example of the held-out data, in tokens."""
+    """Longest example of the `test_datasets`, in tokens; where they are packed, the length of
+    their packs. Empty: `sequence_len`. Data split off by `val_set_size` has the training data's
+    length."""
     excess_length_strategy: Literal["drop", "truncate", "raise"] = "drop"
     """What happens to a longer example: it is dropped, cut, or an error. Raw text (`completion`)
     is cut into rows instead, and none of it is lost. The counts are always shown."""
@@ -22,7 +24,7 @@ class SequenceSection(Section):
     pad_to_sequence_len: bool = False
     """Pad every sequence to `sequence_len`: constant shapes, more computation."""
     pad_to_multiple_of: Positive | None = None
-    """Pad every batch to a multiple of so many tokens."""
+    """Pad every batch to a multiple of so many tokens; no result changes by it."""
     sample_packing: bool = False
     """Put several examples into one sequence of `sequence_len` tokens. They never see each other,
     on any attention implementation, and positions restart at each."""
@@ -33,7 +35,8 @@ class SequenceSection(Section):
     sample_packing_bin_size: Positive = 200
     """Most examples in one pack."""
     sample_packing_sequentially: bool | None = None
-    """Pack examples in their order instead of the best fit."""
+    """Fill packs in turn, in the order that an epoch draws, instead of by what fits best: more
+    air, but neighbours of the draw stay together."""
     sample_packing_mp_start_method: str | None = None
     """How the processes that pack elsewhere are started. newtune packs in one process."""
     sample_packing_eff_est: Share | None = None
@@ -59,7 +62,8 @@ class SequenceSection(Section):
     group_by_length: bool = False
     """Put examples of similar length into the same batch: less padding, less random order."""
     curriculum_sampling: bool | None = None
-    """Keep the order of the data."""
+    """Keep the order of the files in every epoch: nothing is shuffled, and packs are filled in
+    turn."""
     use_pose: bool | None = None
     """Train longer positions by skipping some (PoSE)."""
     pose_split_on_token_ids: Integers | None = None

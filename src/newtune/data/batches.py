@@ -10,7 +10,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from newtune.data.collate import collate
-from newtune.data.packing import Indices, PackingOptions, epoch_sequences, eval_sequences
+from newtune.data.mixing import training_sequences
+from newtune.data.packing import Indices, PackingOptions, eval_sequences
 from newtune.data.store import ExampleStore
 from newtune.plan.parts import StepPlan
 from newtune.types import IGNORE_INDEX, Batch, Example
@@ -45,11 +46,13 @@ class BatchLayout:
         """
         packs = [[store[int(index)] for index in sequence] for sequence in sequences]
         packs = packs or [[self._filler()]]
-        pad_to = self.pad_to
-        if self.multiple_of and not pad_to:
-            longest = max(sum(len(example.input_ids) for example in pack) for pack in packs)
-            pad_to = -(-longest // self.multiple_of) * self.multiple_of
-        return collate(packs, pad_id=self.pad_id, pad_to=pad_to, flatten=self.flatten)
+        return collate(
+            packs,
+            pad_id=self.pad_id,
+            pad_to=self.pad_to,
+            flatten=self.flatten,
+            multiple_of=self.multiple_of,
+        )
 
     def _filler(self) -> Example:
         ids = np.full(2, self.pad_id, dtype=np.int32)
@@ -74,6 +77,7 @@ class TrainBatches(Dataset[Batch]):
     ) -> None:
         self.store = data.train
         self.packing = data.packing
+        self.mixture = data.mixture
         self.steps = steps
         self.rank = rank
         self.layout = BatchLayout.of(data.packing, data.pad_id, flatten=flatten)
@@ -108,7 +112,8 @@ class TrainBatches(Dataset[Batch]):
 
     def _sequences_of_epoch(self, epoch: int) -> list[Indices]:
         if self._sequences[0] != epoch:
-            self._sequences = (epoch, epoch_sequences(self.store.lengths, self.packing, epoch))
+            sequences = training_sequences(self.store.lengths, self.packing, self.mixture, epoch)
+            self._sequences = (epoch, sequences)
         return self._sequences[1]
 
 

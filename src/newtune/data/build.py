@@ -1,11 +1,9 @@
-"""Rows of one dataset → examples in a store, a chunk at a time, everything counted."""
+"""Rows → examples in a file, a chunk at a time, everything counted."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,8 +17,8 @@ from newtune.data.store import ExampleWriter
 from newtune.data.tokenize import TextEncoder, TokenBatch, as_batch, end_to_end
 from newtune.errors import DataError
 
-ROWS_WORTH_PROCESSES = 50_000
-"""From so many rows on, starting processes (seconds) costs less than they save."""
+CHUNK_ROWS = 1024
+"""Rows rendered and tokenised at a time."""
 
 MALFORMED = Drop("malformed")
 """Why a row is left out that cannot be read; where it stands says what is wrong with it."""
@@ -49,6 +47,10 @@ class RowReader:
     def format(self) -> Format:
         """The format of the rows."""
         return make_format(self.type, self.options)
+
+    def warm_up(self) -> None:
+        """Build what is built once, before several threads ask for it at the same time."""
+        _ = self.format, self.encoder.backend
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RowReader, (self.type, self.options, self.encoder)
@@ -106,110 +108,108 @@ class EncodedRows(NamedTuple):
     ended: int
 
 
-def build_examples(
-    rows: Rows,
-    reader: RowReader,
-    limits: Limits,
-    writer: ExampleWriter,
-    *,
-    name: str,
-    dataset: int,
-    processes: int = 1,
-) -> DatasetCounts:
-    """Write the examples of one dataset and return what was counted.
+def build_shard(rows: Rows, reader: RowReader, limits: Limits, path: Path) -> Tally:
+    """Write the examples of some rows to an Arrow file and return what was counted.
 
     Raises:
-        DataError: a row is wrong, nothing can be trained, or the end of a trained turn never is.
+        DataError: a row is wrong, or too long where that is an error.
+        OSError: the file cannot be written.
     """
-    tally = Tally(name)
-    turns = ended = 0
-    for encoded in _encode(rows, reader, processes):
-        tally.rows_read += len(encoded.origins) + len(encoded.drops)
-        turns, ended = turns + encoded.turns, ended + encoded.ended
-        for origin, reason in encoded.drops:
-            tally.drop(reason, origin.number, origin.place)
-        batch, numbers = fit(encoded, reader.format, limits, tally)
-        tally.lengths.append(batch.lengths)
-        tally.trained_tokens += int(batch.trained().sum())
-        if len(numbers):
-            writer.write(batch, dataset=dataset, rows=numbers)
-    counts = tally.total()
-    _check_trained(counts)
-    if turns and not ended:
-        _check_ends(reader.options, name)
-    return counts
-
-
-def _encode(rows: Rows, reader: RowReader, processes: int) -> Iterator[EncodedRows]:
-    """Read chunks ahead, in order.
-
-    Two threads let one chunk be rendered while the tokenizer, which needs no interpreter lock and
-    has its own threads, works on another; processes are worth their start for many rows only.
-    """
-    many = processes > 1 and len(rows) >= ROWS_WORTH_PROCESSES
-    workers = processes if many else 2
-    with _executor(workers, processes=many) as executor:
-        ahead: deque[Future[EncodedRows]] = deque()
-        for chunk in rows.chunks():
-            ahead.append(executor.submit(reader.read, chunk))
-            if len(ahead) > workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def _executor(workers: int, *, processes: bool) -> Executor:
-    if not processes:
-        return ThreadPoolExecutor(workers)
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    tally = Tally()
+    with ExampleWriter(path) as writer:
+        for chunk in rows.chunks(CHUNK_ROWS):
+            encoded = reader.read(chunk)
+            tally.rows_read += len(chunk)
+            tally.turns += encoded.turns
+            tally.ended += encoded.ended
+            for origin, reason in encoded.drops:
+                tally.drop(reason, origin.number, origin.place)
+            batch, numbers = fit(encoded, reader.format, limits, tally)
+            tally.trained_tokens += int(batch.trained().sum())
+            if len(numbers):
+                writer.write(batch, numbers)
+    return tally
 
 
 def fit(
     encoded: EncodedRows, format: Format, limits: Limits, tally: Tally
 ) -> tuple[TokenBatch, NDArray[np.int64]]:
-    """Cut, truncate or drop what is too long, and drop what is too short or untrained."""
+    """Cut, truncate or drop what is too long, and drop what is too short or untrained.
+
+    Returns the examples that are left and the numbers of the rows they came from.
+
+    Raises:
+        DataError: an example is too long and `excess` is `raise`.
+    """
     batch, rows = encoded.batch, encoded.origins
+    numbers = np.array([row.number for row in rows], dtype=np.int64)
     places = np.arange(len(rows))
     too_long = batch.lengths > limits.max_tokens
     if format.cut:
-        tally.rows_cut += int(too_long.sum())
+        tally.cut_up(numbers[too_long])
         batch, places = batch.cut(limits.max_tokens)
-    elif too_long.any():
-        if limits.excess == "raise":
-            first = int(np.argmax(too_long))
-            raise DataError(
-                f"{rows[first].place}: {batch.lengths[first]} tokens, `sequence_len` is "
-                f"{limits.max_tokens}. Raise it, or set `excess_length_strategy` to drop or "
-                "truncate."
-            )
-        if limits.excess == "truncate":
-            tally.truncate(
-                np.array([rows[place].number for place in np.flatnonzero(too_long).tolist()])
-            )
-            batch = batch.truncate(limits.max_tokens)
+    elif too_long.any() and limits.excess != "drop":
+        _refuse_long(encoded, limits)
+        tally.truncate(numbers[too_long])
+        batch = batch.truncate(limits.max_tokens)
+    kept = _keep(batch, places, encoded, limits, tally)
+    return batch.keep(kept), numbers[places[kept]]
+
+
+def _refuse_long(encoded: EncodedRows, limits: Limits) -> None:
+    if limits.excess != "raise":
+        return
+    lengths = encoded.batch.lengths
+    first = int(np.argmax(lengths > limits.max_tokens))
+    raise DataError(
+        f"{encoded.origins[first].place}: {lengths[first]} tokens, `sequence_len` is "
+        f"{limits.max_tokens}. Raise it, or set `excess_length_strategy` to drop or truncate."
+    )
+
+
+def _keep(
+    batch: TokenBatch,
+    places: NDArray[np.int64],
+    encoded: EncodedRows,
+    limits: Limits,
+    tally: Tally,
+) -> NDArray[np.bool_]:
+    """Say which examples stay; count each of the others under the first reason that applies."""
     reasons = {
         f"longer than {limits.max_tokens} tokens": batch.lengths > limits.max_tokens,
         f"shorter than {limits.min_tokens} tokens": batch.lengths < limits.min_tokens,
         "no token": batch.lengths == 0,
         "no trained token": batch.trained() == 0,
     }
+    is_piece = np.bincount(places, minlength=len(encoded.origins))[places] > 1
     kept = np.ones(len(places), dtype=np.bool_)
     for reason, applies in reasons.items():
-        for place in places[applies & kept].tolist():
-            tally.drop(reason, rows[place].number, rows[place].place)
+        for example in np.flatnonzero(applies & kept).tolist():
+            origin = encoded.origins[places[example]]
+            said = f"{reason} (piece of a cut document)" if is_piece[example] else reason
+            tally.drop(said, origin.number, origin.place)
         kept &= ~applies
-    numbers = np.array([row.number for row in rows], dtype=np.int64)
-    return batch.keep(kept), numbers[places[kept]]
+    return kept
 
 
-def _check_trained(counts: DatasetCounts) -> None:
-    if counts.trained_tokens:
-        return
+def check_counts(counts: DatasetCounts, tally: Tally, options: FormatOptions) -> None:
+    """Stop when a dataset cannot be trained on.
+
+    Raises:
+        DataError: it has no trained token, or the end of a trained turn never is trained.
+    """
+    if not counts.trained_tokens:
+        raise _untrained(counts)
+    if tally.turns and not tally.ended:
+        _check_ends(options, counts.name)
+
+
+def _untrained(counts: DatasetCounts) -> DataError:
     reasons = "; ".join(
         f"{dropped.rows} rows: {dropped.reason} (first: {dropped.examples[0]})"
         for dropped in counts.dropped
     )
-    raise DataError(f"{counts.name}: no trained token in {counts.rows_read} rows. {reasons}.")
+    return DataError(f"{counts.name}: no trained token in {counts.rows_read} rows. {reasons}.")
 
 
 def _check_ends(options: FormatOptions, name: str) -> None:

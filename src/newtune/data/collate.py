@@ -12,12 +12,19 @@ Pack = Sequence[Example]
 Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[int]]
 
 
-def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None, flatten: bool) -> Batch:
+def collate(
+    packs: Sequence[Pack],
+    *,
+    pad_id: int,
+    pad_to: int | None,
+    flatten: bool,
+    multiple_of: int | None = None,
+) -> Batch:
     """Return one batch: a sequence per pack, or with `flatten` all packs in one sequence.
 
     `pad_to` is the length of a pack's sequence (with `flatten`: the whole has `pad_to` for each
-    pack); None pads to the longest. The first token of an example is never trained, because
-    nothing of its own example predicts it.
+    pack); None pads to the longest. The result's length is a multiple of `multiple_of`. The first
+    token of an example is never trained, because nothing of its own example predicts it.
 
         positions of two packed examples and padding: [0 1 2 | 0 1 | 0 1 2]
     """
@@ -25,7 +32,10 @@ def collate(packs: Sequence[Pack], *, pad_id: int, pad_to: int | None, flatten: 
         pad_to = pad_to and pad_to * len(packs)
         packs = [[example for pack in packs for example in pack]]
     longest = max(sum(len(example.input_ids) for example in pack) for pack in packs)
-    rows = [_lay_out(pack, max(longest, pad_to or 0), pad_id) for pack in packs]
+    length = max(longest, pad_to or 0)
+    if multiple_of:
+        length = -(-length // multiple_of) * multiple_of
+    rows = [_lay_out(pack, length, pad_id) for pack in packs]
     batch = Batch(
         input_ids=torch.from_numpy(np.stack([row[0] for row in rows])),
         labels=torch.from_numpy(np.stack([row[1] for row in rows])),

@@ -22,13 +22,15 @@ def pack_examples(
     seed: int = 0,
     epoch: int = 0,
     keep_order: bool = False,
+    fill_in_order: bool = False,
 ) -> list[Indices]:
     """Return packs: each the indices of examples whose lengths together fit into `max_tokens`.
 
     Every example stands in exactly one pack; a pack holds at most `max_examples`. Examples are
     drawn in an order given by (seed, epoch) and packed `group_size` at a time; the packs of all
-    groups come in an order of that draw too. With `keep_order` neither is shuffled and each pack
-    is filled in turn.
+    groups come in an order of that draw too. With `fill_in_order` each pack is filled in turn and
+    they come in the order of their examples; with `keep_order` moreover nothing is drawn: the
+    examples come as they stand, every epoch.
 
     Raises:
         ValueError: an example is longer than `max_tokens`.
@@ -41,6 +43,9 @@ def pack_examples(
         return _fill_in_order(sizes, max_tokens, max_examples)
     random = np.random.default_rng((seed, epoch))
     order = random.permutation(sizes.size)
+    if fill_in_order:
+        in_turn = _fill_in_order(sizes[order], max_tokens, max_examples)
+        return [order[pack] for pack in in_turn]
     packs: list[Indices] = []
     for start in range(0, order.size, group_size):
         group = order[start : start + group_size]
@@ -145,6 +150,9 @@ class PackingOptions:
     """The sequences of a micro-batch are laid end to end in one (never padded to each other)."""
     group_by_length: bool = False
     keep_order: bool = False
+    """The examples come as they stand in the data, every epoch."""
+    fill_in_order: bool = False
+    """Packs are filled in turn, not by what fits best."""
     eval_sequence_len: int | None = None
 
 
@@ -159,6 +167,7 @@ def epoch_sequences(lengths: Lengths, options: PackingOptions, epoch: int) -> li
             seed=options.seed,
             epoch=epoch,
             keep_order=options.keep_order,
+            fill_in_order=options.fill_in_order,
         )
     if options.keep_order:
         order = np.arange(len(lengths))

@@ -1,25 +1,33 @@
 """Datasets of a configuration → prepared data: examples on disk, counted, split, ready to pack.
 
-The result is cached by content: files, tokenizer, template and every option that changes tokens
-make the key, so that a cache is right or not used.
+1. `reading`: what the configuration says → how the rows of each dataset are read
+2. `shards`: rows → examples on disk, each shard by itself, found by content; only what is missing
+3. `choice`: duplicates left out, shuffled, split into trained and held out
+4. `mixing`: how often each dataset's examples stand in an epoch
 """
 
-import json
-import os
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock
 
 from newtune.config.run import RunConfig
 from newtune.data.choice import Choice
 from newtune.data.counts import DatasetCounts
-from newtune.data.packing import PackingOptions, epoch_sequences, packing_efficiency
-from newtune.data.prepared_cache import MANIFEST, cache_key, write_cache
-from newtune.data.reading import DEFAULT_FOLDER, limits_of, plan_datasets, template_to_save
+from newtune.data.mixing import Mixing, Mixture, training_sequences
+from newtune.data.packing import Indices, PackingOptions
+from newtune.data.prepared_cache import shard_datasets, write_choice
+from newtune.data.reading import (
+    DEFAULT_FOLDER,
+    DatasetPlan,
+    limits_of,
+    plan_datasets,
+    template_to_save,
+)
+from newtune.data.shards import build_missing
 from newtune.data.store import ExampleStore
 from newtune.data.tokenize import TextEncoder
 from newtune.errors import DataError
@@ -45,6 +53,11 @@ class PreparedData:
     """The template to save with the tokenizer; None keeps its own."""
     folder: Path
     from_cache: bool
+    """Nothing had to be tokenised."""
+    mixture: Mixture | None = None
+    """None: every training example stands once in every epoch."""
+    shards_built: int = 0
+    """How many shards had to be tokenised; the others were there."""
 
     def place(self, index: int, *, evaluation: bool = False) -> str:
         """Return where example `index` came from: `path, row 3`."""
@@ -52,39 +65,51 @@ class PreparedData:
         dataset, row = store.origin(index)
         return f"{self.counts[dataset].name}, row {row}"
 
+    def sequences(self, epoch: int) -> list[Indices]:
+        """Return the sequences of a training epoch in their order: packs, or single examples."""
+        return training_sequences(self.train.lengths, self.packing, self.mixture, epoch)
+
 
 def prepare_data(
     config: RunConfig, tokenizer: "PreTrainedTokenizerBase", *, force: bool = False
 ) -> PreparedData:
     """Read, tokenise, mask, filter and split the configured datasets, or map the cached result.
 
-    `force` prepares anew even when a cache is there.
+    `force` prepares anew even when a cache is there. Several processes may prepare the same data
+    at once: one does, the others wait.
 
     Raises:
         DataError: a dataset is missing or wrong, or nothing in it can be trained.
     """
-    datasets = plan_datasets(config, tokenizer)
-    encoder = TextEncoder.from_tokenizer(tokenizer)
-    for plan in datasets:
-        plan.reader(encoder)  # a wrong format is found before anything is read
-    limits, eval_limits = limits_of(config)
-    choice = _choice(config)
-    processes = config.data.dataset_num_proc or os.cpu_count() or 1
-    key = cache_key(datasets, encoder, limits, eval_limits, choice)
+    plans = plan_datasets(config, tokenizer)
     root = Path(config.data.dataset_prepared_path or DEFAULT_FOLDER)
-    folder = root / key
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{key}.lock"):
-        cached = (folder / MANIFEST).is_file() and not force
-        if not cached:
-            write_cache(folder, datasets, encoder, limits, eval_limits, choice, processes)
-    logger.info("%s %s", "Using the prepared data of" if cached else "Prepared", folder)
-    data = _open_prepared(
-        folder,
-        _packing(config),
-        _pad_id(tokenizer),
-        cached=cached,
-        chat_template=template_to_save(config, datasets),
+    datasets = shard_datasets(
+        plans,
+        TextEncoder.from_tokenizer(tokenizer),
+        *limits_of(config),
+        root,
+        files=config.data.num_dataset_shards_to_save,
+    )
+    built = build_missing(datasets, processes=config.data.dataset_num_proc, force=force)
+    files = write_choice(root, datasets, [plan.held_out for plan in plans], _choice(config))
+    total = sum(dataset.count for dataset in datasets)
+    logger.info("Prepared data in %s: %d of %d shards tokenised", files.folder, built, total)
+    if not len(files.train):
+        raise DataError("No example is left to train on; the counts say why rows were dropped.")
+    packing = _packing(config)
+    mixture = _mixture(config, plans, files.train)
+    data = PreparedData(
+        train=files.train,
+        evaluation=files.evaluation,
+        facts=_facts(files.train, files.evaluation, packing, mixture),
+        counts=_with_shares(files.counts, mixture),
+        packing=packing,
+        pad_id=_pad_id(tokenizer),
+        chat_template=template_to_save(config, plans),
+        folder=files.folder,
+        from_cache=not built,
+        mixture=mixture,
+        shards_built=built,
     )
     _compare_estimates(config, data.facts)
     return data
@@ -92,19 +117,38 @@ def prepare_data(
 
 def _choice(config: RunConfig) -> Choice:
     data = config.data
-    if data.dataset_shard_num and (data.dataset_shard_idx or 0) >= data.dataset_shard_num:
-        raise DataError(
-            f"`dataset_shard_idx` must be below `dataset_shard_num` ({data.dataset_shard_num})."
-        )
     return Choice(
         seed=config.training.seed,
         held_out=0 if data.test_datasets else data.val_set_size,
-        shuffle=data.shuffle_merged_datasets,
+        shuffle=data.shuffle_merged_datasets and not config.sequence.curriculum_sampling,
         shuffle_first=data.shuffle_before_merging_datasets,
         deduplicate=data.dataset_exact_deduplication,
         shards=data.dataset_shard_num,
         shard=data.dataset_shard_idx or 0,
     )
+
+
+def _mixture(
+    config: RunConfig, plans: Sequence[DatasetPlan], train: ExampleStore
+) -> Mixture | None:
+    given = config.data.dataset_mixing
+    weights = {number: plan.weight for number, plan in enumerate(plans) if not plan.held_out}
+    if given is None and all(weight is None for weight in weights.values()):
+        return None
+    mixing = Mixing(given.by, given.exhaust or "all", given.temperature) if given else Mixing()
+    return Mixture.of(
+        train.datasets(),
+        train.lengths,
+        weights,
+        mixing,
+        seed=config.training.seed,
+        keep_order=bool(config.sequence.curriculum_sampling),
+    )
+
+
+def _with_shares(counts: list[DatasetCounts], mixture: Mixture | None) -> list[DatasetCounts]:
+    shares = mixture.realised() if mixture else {}
+    return [replace(count, mixed=shares.get(number)) for number, count in enumerate(counts)]
 
 
 def _packing(config: RunConfig) -> PackingOptions:
@@ -122,7 +166,8 @@ def _packing(config: RunConfig) -> PackingOptions:
         pad_to_multiple_of=sequence.pad_to_multiple_of,
         flatten=packed or bool(sequence.batch_flattening),
         group_by_length=sequence.group_by_length,
-        keep_order=bool(sequence.curriculum_sampling or sequence.sample_packing_sequentially),
+        keep_order=bool(sequence.curriculum_sampling),
+        fill_in_order=bool(sequence.curriculum_sampling or sequence.sample_packing_sequentially),
         eval_sequence_len=sequence.eval_sequence_len,
     )
 
@@ -135,60 +180,29 @@ def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return 0
 
 
-def _open_prepared(
-    folder: Path,
-    packing: PackingOptions,
-    pad_id: int,
-    *,
-    cached: bool,
-    chat_template: str | None,
-) -> PreparedData:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    counts = [DatasetCounts.from_dict(entry) for entry in manifest["counts"]]
-    every = ExampleStore(folder / "train.arrow")
-    train = every.select(np.load(folder / "train.npy"))
-    held_out = ExampleStore(folder / "eval.arrow")
-    if not len(held_out):
-        held_out = every.select(np.load(folder / "held_out.npy"))
-    if not len(train):
-        raise DataError("No example is left to train on; the counts say why rows were dropped.")
-    evaluation = held_out if len(held_out) else None
-    return PreparedData(
-        train=train,
-        evaluation=evaluation,
-        facts=_facts(train, evaluation, packing),
-        counts=counts,
-        packing=packing,
-        pad_id=pad_id,
-        chat_template=chat_template,
-        folder=folder,
-        from_cache=cached,
-    )
-
-
 def _facts(
-    train: ExampleStore, evaluation: ExampleStore | None, packing: PackingOptions
+    train: ExampleStore,
+    evaluation: ExampleStore | None,
+    packing: PackingOptions,
+    mixture: Mixture | None,
 ) -> DataFacts:
-    count = partial(_sequences_in_epoch, train, packing)
-    packs_in_epoch = lru_cache(maxsize=None)(count)
+    places = slice(None) if mixture is None else mixture.epoch(0)
+    tokens = int(train.lengths[places].sum(dtype=np.int64))
+    packs_in_epoch = lru_cache(maxsize=None)(
+        lambda epoch: len(training_sequences(train.lengths, packing, mixture, epoch))
+    )
     efficiency = None
     if packing.packed:
-        efficiency = packing_efficiency(train.lengths, packs_in_epoch(0), packing.sequence_len)
+        efficiency = tokens / (packs_in_epoch(0) * packing.sequence_len)
     return DataFacts(
         train_examples=len(train),
         eval_examples=len(evaluation) if evaluation else 0,
-        tokens=int(train.lengths.sum(dtype=np.int64)),
-        trained_tokens=int(train.trained().sum(dtype=np.int64)),
+        tokens=tokens,
+        trained_tokens=int(train.trained()[places].sum(dtype=np.int64)),
         eval_tokens=int(evaluation.lengths.sum(dtype=np.int64)) if evaluation else 0,
         packs_in_epoch=packs_in_epoch,
         packing_efficiency=efficiency,
     )
-
-
-def _sequences_in_epoch(train: ExampleStore, packing: PackingOptions, epoch: int) -> int:
-    if not packing.packed:
-        return len(train)
-    return len(epoch_sequences(train.lengths, packing, epoch))
 
 
 def _compare_estimates(config: RunConfig, facts: DataFacts) -> None:

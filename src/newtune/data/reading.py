@@ -38,6 +38,10 @@ class DatasetPlan:
     type: str | PromptMapping | None
     options: FormatOptions
     held_out: bool
+    weight: float | None = None
+    """None: not given."""
+    pieces: int | None = None
+    """`preprocess_shards`."""
 
     def reader(self, encoder: TextEncoder) -> RowReader:
         """Return what reads this dataset's rows.
@@ -72,6 +76,8 @@ def plan_datasets(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> li
             type=_type(entry),
             options=_format_options(entry, config, tokenizer, base_folder),
             held_out=held_out,
+            weight=entry.weight,
+            pieces=entry.preprocess_shards,
         )
         for entry, held_out in given
     ]
@@ -109,8 +115,6 @@ def template_to_save(config: RunConfig, datasets: Sequence[DatasetPlan]) -> str 
 
 def _source(entry: DatasetSection, base_folder: Path, cache_folder: Path) -> Source:
     files = entry.data_files or ()
-    # result unchanged by design: rows are always read and written a chunk at a time
-    _ = entry.preprocess_shards
     if entry.shards and (entry.shards_idx or 0) >= entry.shards:
         raise DataError(f"{entry.path}: `shards_idx` must be below `shards` ({entry.shards}).")
     return Source(

@@ -144,13 +144,16 @@ def _family(config: RunConfig, facts: ModelFacts, ledger: Ledger) -> str | None:
 
 
 def _require_positions(config: RunConfig, facts: ModelFacts) -> None:
-    length = config.sequence.sequence_len
+    sequence = config.sequence
+    length, key = sequence.sequence_len, "sequence_len"
+    if sequence.eval_sequence_len and sequence.eval_sequence_len > length:
+        length, key = sequence.eval_sequence_len, "eval_sequence_len"
     if facts.max_positions is None or length <= facts.max_positions:
         return
     raise ConfigError(
         [
             Problem(
-                "sequence_len",
+                key,
                 f"is {length}, but the model's positions end at {facts.max_positions}.",
                 "Lower it, or stretch the positions with "
                 "`overrides_of_model_config: {rope_scaling: {rope_type: linear, factor: "

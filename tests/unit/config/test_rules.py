@@ -131,6 +131,39 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
         ({"streaming": True}, None),
         ({"pretraining_dataset": [{"path": "a"}]}, None),
     ],
+    "kept_order_is_not_shuffled": [
+        (
+            {"curriculum_sampling": True, "shuffle_before_merging_datasets": True},
+            {"curriculum_sampling": True, "shuffle_merged_datasets": False},
+        ),
+        ({"curriculum_sampling": True, "group_by_length": True}, {"group_by_length": True}),
+    ],
+    "split_off_data_has_the_training_length": [
+        (
+            {**HELD_OUT, "eval_sequence_len": 100},
+            {"test_datasets": data(), "eval_sequence_len": 100},
+        )
+    ],
+    "held_out_data_is_not_mixed": [
+        ({"test_datasets": data(weight=2)}, {"datasets": data(weight=2), "test_datasets": data()})
+    ],
+    "shares_come_from_weights_or_sizes": [
+        (
+            {"datasets": data() + data(weight=2), "dataset_mixing": {"by": "rows"}},
+            {"datasets": data(weight=1) + data(weight=2), "dataset_mixing": {"by": "rows"}},
+        ),
+        (
+            {"datasets": data(weight=2), "dataset_mixing": {"by": "tokens", "temperature": 2}},
+            {"datasets": data(), "dataset_mixing": {"by": "tokens", "temperature": 2}},
+        ),
+    ],
+    "repeats_need_no_shares": [
+        ({"dataset_mixing": {"exhaust": "all"}}, {"dataset_mixing": {"by": "repeats"}}),
+        (
+            {"dataset_mixing": {"temperature": 2}},
+            {"dataset_mixing": {"by": "rows", "temperature": 2}},
+        ),
+    ],
     "one_way_to_join": [
         (
             {"sample_packing": True, "batch_flattening": True},

@@ -40,6 +40,16 @@ def test_padding_to_a_length_counts_per_pack():
     assert flat["max_length_q"] == 4
 
 
+def test_the_length_is_rounded_up_to_a_multiple():
+    rows = collate(PACKS, pad_id=0, pad_to=None, flatten=False, multiple_of=4)
+    assert rows["input_ids"].shape == (2, 8)
+    flat = collate(PACKS, pad_id=0, pad_to=None, flatten=True, multiple_of=6)
+    assert flat["input_ids"].shape == (1, 12)
+    assert flat["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 12]
+    both = collate(PACKS, pad_id=0, pad_to=6, flatten=False, multiple_of=4)
+    assert both["input_ids"].shape == (2, 8)
+
+
 def test_a_single_row_has_boundaries_too():
     batch = collate(PACKS[:1], pad_id=0, pad_to=None, flatten=False)
     assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5]

@@ -2,48 +2,16 @@
 
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from newtune.config.load import load_config
 from newtune.data.batches import EvalBatches, TrainBatches
-from newtune.data.prepare import PreparedData, prepare_data
 from newtune.errors import DataError
 from newtune.plan.parts import StepPlan
 from newtune.types import IGNORE_INDEX
+from prepared import prepare, questions, write_rows
 from tiny import tiny_tokenizer
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def questions(count: int, start: int = 0) -> list[dict]:
-    return [
-        {"instruction": f"Add one to {n}.", "input": "", "output": f"It is {n + 1}."}
-        for n in range(start, start + count)
-    ]
-
-
-def prepare(folder: Path, *, force: bool = False, **keys) -> PreparedData:
-    """Prepare `rows.jsonl` of the folder as alpaca unless `keys` say otherwise."""
-    given = {
-        "base_model": "tiny",
-        "datasets": [{"path": "rows.jsonl", "type": "alpaca"}],
-        "dataset_prepared_path": str(folder / "prepared"),
-        "output_dir": str(folder / "out"),
-        "sequence_len": 256,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        **keys,
-    }
-    file = folder / "config.yaml"
-    file.write_text(json.dumps(given))  # JSON is YAML
-    return prepare_data(load_config(file), tiny_tokenizer(), force=force)
 
 
 def test_prompts_are_not_trained_and_answers_with_their_end_are(tmp_path):
@@ -94,7 +62,7 @@ def test_the_cache_is_used_only_when_nothing_changed(tmp_path):
     rows.write_text(rows.read_text().replace("It is 1.", "It is 9."))
     assert rows.stat().st_size == before.st_size
     assert not prepare(tmp_path).from_cache
-    assert not list((tmp_path / "prepared").glob("*.partial"))
+    assert not list((tmp_path / "prepared").rglob("*.partial"))
 
 
 def test_test_datasets_are_held_out_whole(tmp_path):
@@ -114,6 +82,94 @@ def test_equal_rows_are_trained_once_and_never_when_held_out(tmp_path):
         test_datasets=[{"path": "test.jsonl", "type": "alpaca"}],
     )
     assert len(data.train) == 3
+    assert len(data.evaluation) == 2
+    assert [count.duplicates for count in data.counts] == [5, 0]
+
+
+def test_held_out_data_is_measured_once_even_if_it_repeats_itself(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(5))
+    write_rows(tmp_path / "test.jsonl", questions(3, start=50) * 2)
+    keys = {"test_datasets": [{"path": "test.jsonl", "type": "alpaca"}]}
+    assert len(prepare(tmp_path, **keys).evaluation) == 6
+    data = prepare(tmp_path, **keys, dataset_exact_deduplication=True)
+    assert len(data.evaluation) == 3
+    assert [count.duplicates for count in data.counts] == [0, 3]
+
+
+def test_equal_tokens_with_other_labels_are_no_duplicates(tmp_path):
+    rows = [{"input_ids": [7, 8, 9], "labels": labels} for labels in ([7, 8, 9], [-100, -100, 9])]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    data = prepare(tmp_path, datasets=[{"path": "rows.jsonl"}], dataset_exact_deduplication=True)
+    assert len(data.train) == 2
+
+
+def test_held_out_rows_may_have_another_length(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [*questions(3), {"instruction": "a" * 300, "output": "b"}])
+    test = {"test_datasets": [{"path": "rows.jsonl", "type": "alpaca"}]}
+    data = prepare(tmp_path, **test, eval_sequence_len=1000, pad_to_sequence_len=True)
+    assert (len(data.train), len(data.evaluation)) == (3, 4)
+    assert EvalBatches(data, 2)[0]["input_ids"].shape == (2, 1000)
+    assert TrainBatches(data, steps())[0]["input_ids"].shape == (2, 256)
+    assert len(prepare(tmp_path, **test).evaluation) == 3
+
+
+def test_a_curriculum_keeps_the_order_of_the_files_in_every_epoch(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(12))
+    for packing in (False, True):
+        data = prepare(tmp_path, curriculum_sampling=True, sample_packing=packing)
+        for epoch in range(2):
+            places = np.concatenate(data.sequences(epoch))
+            assert [data.train.origin(place)[1] for place in places] == list(range(1, 13))
+
+
+def test_packs_filled_in_turn_follow_the_order_that_the_epoch_draws(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(40))
+    data = prepare(tmp_path, sample_packing=True, sample_packing_sequentially=True)
+    orders = [np.concatenate(data.sequences(epoch)).tolist() for epoch in (0, 1)]
+    drawn = np.random.default_rng((42, 1)).permutation(40).tolist()
+    assert orders[1] == drawn != orders[0]
+
+
+def test_a_mixture_is_the_same_on_any_number_of_ranks_and_leaves_held_out_data_alone(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(30))
+    write_rows(tmp_path / "more.jsonl", questions(8, start=100))
+    datasets = [
+        {"path": "rows.jsonl", "type": "alpaca", "weight": 0.5},
+        {"path": "more.jsonl", "type": "alpaca", "weight": 3},
+    ]
+    keys = {"datasets": datasets, "val_set_size": 6, "sample_packing": True, "sequence_len": 400}
+    data = prepare(tmp_path, **keys)
+    unmixed = prepare(tmp_path, **{**keys, "datasets": [{**d, "weight": 1} for d in datasets]})
+    assert np.array_equal(data.evaluation.indices, unmixed.evaluation.indices)
+    counts = np.bincount(data.train.datasets())
+    assert [count.mixed.examples for count in data.counts] == [-(-counts[0] // 2), 3 * counts[1]]
+    for world_size in (1, 2):
+        plan = steps(world_size=world_size)
+        per_epoch = [-(-data.facts.packs_in_epoch(e) // plan.rows_per_step) for e in (0, 1)]
+        plan = steps(world_size=world_size, steps_in_epoch=tuple(per_epoch))
+        ranks = [TrainBatches(data, plan, rank=rank) for rank in range(world_size)]
+        begin = 0
+        for epoch, steps_of_epoch in enumerate(per_epoch):
+            end = begin + steps_of_epoch * plan.accumulation
+            rows = [row for rank in ranks for i in range(begin, end) for row in rank.rows_of(i)]
+            assert sorted(rows) == sorted(data.mixture.epoch(epoch).tolist())
+            begin = end
+    fresh = pickle.loads(pickle.dumps(ranks[0]))
+    assert fresh.rows_of(len(fresh) - 1) == ranks[0].rows_of(len(fresh) - 1)
+
+
+def test_the_last_piece_of_a_document_is_named_as_one(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"text": "a b c d e f g h"}])
+    tokens = prepare(tmp_path, datasets=[{"path": "rows.jsonl", "type": "completion"}]).facts.tokens
+    counts = prepare(
+        tmp_path,
+        datasets=[{"path": "rows.jsonl", "type": "completion"}],
+        sequence_len=tokens - 1,
+    ).counts[0]
+    assert (counts.rows_cut, counts.examples) == (1, 1)
+    assert [dropped.reason for dropped in counts.dropped] == [
+        "no trained token (piece of a cut document)"
+    ]
 
 
 def test_long_rows_are_dropped_and_named(tmp_path):
@@ -203,17 +259,6 @@ def test_held_out_batches_cover_everything_once(tmp_path):
     assert len(EvalBatches(data, 4, world_size=2)) == 2
 
 
-def test_processes_give_what_threads_give(tmp_path, monkeypatch):
-    write_rows(tmp_path / "rows.jsonl", questions(5000))
-    alone = prepare(tmp_path, dataset_num_proc=1)
-    monkeypatch.setattr("newtune.data.build.ROWS_WORTH_PROCESSES", 1)
-    together = prepare(tmp_path, dataset_num_proc=2, force=True)
-    assert alone.counts == together.counts
-    assert all(
-        np.array_equal(alone.train[i].labels, together.train[i].labels) for i in range(0, 5000, 97)
-    )
-
-
 CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
@@ -257,8 +302,8 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path):
     write_rows(tmp_path / "rows.jsonl", [*questions(3), {"instruction": "x"}])
     with pytest.raises(DataError, match="no field `output`"):
         prepare(tmp_path)
-    left = [path.name for path in (tmp_path / "prepared").iterdir()]
-    assert all(name.endswith(".lock") for name in left)
+    left = [path for path in (tmp_path / "prepared").rglob("*") if path.is_file()]
+    assert all(path.suffix == ".lock" for path in left)
 
 
 def test_given_estimates_are_compared_with_the_count(tmp_path, caplog):

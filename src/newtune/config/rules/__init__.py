@@ -7,6 +7,7 @@ been found wrong already.
 from collections.abc import Collection
 
 from newtune.config.rules import model as _model  # noqa: F401 (enters its rules)
+from newtune.config.rules import order as _order  # noqa: F401 (enters its rules)
 from newtune.config.rules import training as _training  # noqa: F401 (enters its rules)
 from newtune.config.rules.data import has_held_out_data
 from newtune.config.rules.rule import RULES, Rule

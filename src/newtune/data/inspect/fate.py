@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newtune.data.inspect.rows import RowView
-from newtune.data.packing import epoch_sequences
 from newtune.data.prepare import PreparedData
 from newtune.data.store import ExampleStore
 
@@ -41,7 +40,10 @@ def _numbers(places: Sequence[int] | NDArray[np.int64], of: int) -> str:
 
 def _sequence_of(data: PreparedData, places: NDArray[np.int64]) -> str:
     """Say where the first of these examples stands in the first epoch."""
-    sequences = epoch_sequences(data.train.lengths, data.packing, 0)
-    number = next(n for n, sequence in enumerate(sequences, 1) if places[0] in sequence)
+    sequences = data.sequences(0)
+    holding = (n for n, sequence in enumerate(sequences, 1) if places[0] in sequence)
+    number = next(holding, None)
+    if number is None:
+        return "not in the first epoch, which holds a part of its dataset (`weight`)"
     unit = "in pack" if data.packing.packed else "number"
     return f"{unit} {number:,} of {len(sequences):,} of the first epoch"

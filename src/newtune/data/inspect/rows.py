@@ -118,7 +118,7 @@ class RowReading:
             text=outcome.text if isinstance(outcome, Rendered) else None,
             tokens=tuple(TokenView(*column) for column in columns),
         )
-        tally = Tally(view.name)
+        tally = Tally()
         encoded = EncodedRows(batch, [Origin(row.number, row.place)], (), 0, 0)
         limits = self.limits[self.datasets[view.dataset].held_out]
         try:
