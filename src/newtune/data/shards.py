@@ -34,7 +34,7 @@ from newtune.logs import logger
 SHARD_ROWS = 4096
 """Rows of a shard, unless the configuration says how many shards there are."""
 
-ROWS_WORTH_PROCESSES = 20_000
+ROWS_WORTH_PROCESSES = 50_000
 """From so many rows on, starting processes (seconds) costs less than they save."""
 
 SAY_PROGRESS_EVERY = 10.0
