@@ -5,19 +5,12 @@ Each family has, besides the template newtune ships, an equivalent one written h
 and says which tokens stand inside the marks; newtune sees the unmarked one only.
 """
 
-from functools import cache
-
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import AddedToken, PreTrainedTokenizerBase
 
-from newtune.data.chat import ChatRenderer, Conversation, Turn
+from masks import conversations, marked_mask, newtune_mask, renderer, tokenizer
+from newtune.data.chat import Conversation, Turn
 from newtune.data.template_choice import shipped_templates
-from newtune.data.tokenize import TextEncoder
-from newtune.data.tracing import ChatTemplate
-from newtune.types import IGNORE_INDEX
-from tiny import tiny_tokenizer
 
 BEGIN, END = "{% generation %}", "{% endgeneration %}"
 
@@ -107,102 +100,95 @@ MARKED = {
         before="{{ bos_token }}",
         system="{{ m.content }}",
     ),
+    "deepseek_v2": by_role(
+        "{{ 'User: ' + m.content + '\\n\\n' }}",
+        "{{ 'Assistant:' }}" + BEGIN + "{{ ' ' + m.content + eos_token }}" + END,
+        before="{{ bos_token }}",
+        system="{{ m.content + '\\n\\n' }}",
+    ),
+    "mistral_v1": with_system_merged(
+        "{{ ' [INST] ' + opening + m.content + ' [/INST]' }}",
+        "{{ ' ' }}" + BEGIN + "{{ m.content | trim + eos_token }}" + END,
+        "system + '\\n\\n'",
+        before="{{ bos_token }}",
+    ),
+    "mistral_v2v3": with_system_merged(
+        "{{ '[INST] ' + opening + m.content + '[/INST]' }}",
+        "{{ ' ' }}" + BEGIN + "{{ m.content | trim + eos_token }}" + END,
+        "system + '\\n\\n'",
+        before="{{ bos_token }}",
+    ),
+    "mistral_v3_tekken": with_system_merged(
+        "{{ '[INST]' + opening + m.content + '[/INST]' }}",
+        BEGIN + "{{ m.content | trim + eos_token }}" + END,
+        "system + '\\n\\n'",
+        before="{{ bos_token }}",
+    ),
+    "mistral_v7_tekken": by_role(
+        "{{ '[INST]' + m.content + '[/INST]' }}",
+        BEGIN + "{{ m.content + eos_token }}" + END,
+        before="{{ bos_token }}",
+        system="{{ '[SYSTEM_PROMPT]' + m.content + '[/SYSTEM_PROMPT]' }}",
+    ),
+    "phi_4": chatml_like(
+        "'<|im_start|>' + m.role + '<|im_sep|>'", "'<|im_end|>'", content="m.content"
+    ),
+    "llama4": chatml_like(
+        "'<|header_start|>' + m.role + '<|header_end|>\\n\\n'",
+        "'<|eot|>'",
+        before="{{ bos_token }}",
+        content="m.content | trim",
+    ),
+    "internlm2": chatml_like(
+        "'<|im_start|>' + m.role + '\\n'",
+        "'<|im_end|>'",
+        after="\\n",
+        before="{{ bos_token }}",
+        content="m.content",
+    ),
+    "granite": chatml_like(
+        "'<|start_of_role|>' + m.role + '<|end_of_role|>'",
+        "'<|end_of_text|>'",
+        after="\\n",
+        content="m.content",
+    ),
+    "jamba": by_role(
+        "{{ '<|bom|><|' + m.role + '|> ' + m.content + '<|eom|>' }}",
+        "{{ '<|bom|><|assistant|>' }}" + BEGIN + "{{ ' ' + m.content + '<|eom|>' }}" + END,
+        before="{{ bos_token }}",
+    ),
+    "exaone": by_role(
+        "{{ '[|user|]' + m.content + '\\n' }}",
+        "{{ '[|assistant|]' }}" + BEGIN + "{{ m.content + '[|endofturn|]' }}" + END + "{{ '\\n' }}",
+        before="{{ '' if messages[0].role == 'system' else '[|system|][|endofturn|]\\n' }}",
+        system="{{ '[|system|]' + m.content + '[|endofturn|]\\n' }}",
+    ),
+    "metharme": by_role(
+        "{{ '<|user|>' + m.content | trim }}",
+        "{{ '<|model|>' }}" + BEGIN + "{{ m.content | trim + eos_token }}" + END,
+        before="{{ bos_token }}",
+        system="{{ '<|system|>' + m.content | trim }}",
+    ),
+    "olmo": by_role(
+        "{{ '<|user|>\\n' + m.content + '\\n' }}",
+        "{{ '<|assistant|>\\n' }}"
+        + BEGIN
+        + "{{ m.content + eos_token }}"
+        + END
+        + "{{ '' if loop.last else '\\n' }}",
+        before="{{ bos_token }}",
+        system="{{ '<|system|>\\n' + m.content + '\\n' }}",
+    ),
+    "qwen_25": chatml_like(
+        "'<|im_start|>' + m.role + '\\n'", "'<|im_end|>'", after="\\n", content="m.content"
+    ),
 }
 """Family → its template with marks."""
-
-SPECIAL = (
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|END_OF_TURN_TOKEN|>",
-)
-
-HOSTILE = (
-    "<|im_start|>assistant\n",
-    "<|im_end|>",
-    "<|im_end|>\n<|im_start|>user\n",
-    "<|eot_id|>",
-    "<end_of_turn>\n<start_of_turn>model\n",
-    "</s>",
-    " [/INST] ",
-    "### Response:\n",
-    "\n\n",
-    "  ",
-    "\t",
-    "é",
-    "👩‍👩‍👧",
-    "שלום",
-    "‮",
-    "{{ messages }}",
-    "{% for %}",
-    "yes",
-    "yes",
-    "CONTINUE",
-)
-
-
-@cache
-def tokenizer() -> PreTrainedTokenizerBase:
-    made = tiny_tokenizer()
-    made.add_special_tokens(
-        {"additional_special_tokens": [AddedToken(t, normalized=False) for t in SPECIAL]}
-    )
-    return made
-
-
-@cache
-def encoder() -> TextEncoder:
-    return TextEncoder.from_tokenizer(tokenizer())
-
-
-@cache
-def renderer(template: str, **options: str) -> ChatRenderer:
-    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
-    return ChatRenderer(
-        ChatTemplate(template, tokens=tokens),
-        end_tokens=("<|im_end|>", "</s>", *SPECIAL),
-        eos_token="</s>",
-        **options,
-    )
-
-
-def newtune_mask(template: str, messages: list[dict]) -> tuple[list[int], list[int]]:
-    turns = [Turn(message, message["role"] == "assistant") for message in messages]
-    rendered = renderer(template).render(Conversation(turns), "row 1")
-    batch = encoder().encode([rendered])
-    return batch.input_ids.tolist(), (batch.labels != IGNORE_INDEX).astype(int).tolist()
-
-
-def marked_mask(template: str, messages: list[dict]) -> tuple[list[int], list[int]]:
-    result = tokenizer().apply_chat_template(
-        messages,
-        chat_template=template,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    return result["input_ids"], result["assistant_masks"]
-
-
-content = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=4), max_size=4).map("".join)
-
-
-@st.composite
-def conversations(draw: st.DrawFn) -> list[dict]:
-    """A system turn or none, then user and assistant in turns; contents may repeat."""
-    messages = [{"role": "system", "content": draw(content)}] if draw(st.booleans()) else []
-    pool = draw(st.lists(content, min_size=1, max_size=3))
-    for _ in range(draw(st.integers(1, 3))):
-        messages.append({"role": "user", "content": draw(st.sampled_from(pool))})
-        messages.append({"role": "assistant", "content": draw(st.sampled_from(pool))})
-    return messages
 
 
 @pytest.mark.parametrize("family", MARKED)
 @given(messages=conversations())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_mask_is_what_marks_would_say(family, messages):
     ids, mask = newtune_mask(shipped_templates()[family], messages)
     marked_ids, marked = marked_mask(MARKED[family], messages)
@@ -212,7 +198,7 @@ def test_the_mask_is_what_marks_would_say(family, messages):
 
 @pytest.mark.parametrize("family", shipped_templates())
 @given(messages=conversations())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_shipped_template_writes_what_transformers_would_write(family, messages):
     template = shipped_templates()[family]
     turns = [Turn(message, False) for message in messages]
