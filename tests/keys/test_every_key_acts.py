@@ -178,12 +178,83 @@ CASES = [
     ("use_tensorboard", "true", ()),
 ]
 
+CHAT_ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Say {word}"},
+            {
+                "role": "assistant",
+                "content": f"<think>{word}?</think>{word}!",
+                "why": "Asked.",
+                "reasoning_content": "So.",
+                "train": number % 2 == 0,
+                "detail": [{"begin_offset": 0, "end_offset": number, "train": True}],
+            },
+        ],
+        "talk": [
+            {"who": "user", "says": "Say it", "role": "assistant", "content": "It"},
+            {"who": "assistant", "says": "It", "role": "user", "content": "Say it"},
+        ],
+        "tools": [{"name": "speak"}],
+        "functions": [{"name": "sing"}],
+        "system": "Be kind.",
+        "rules": "Be brief.",
+    }
+    for number, word in enumerate(("river", "bridge", "city", "paris", "week", "story"))
+]
+CHAT_TEMPLATE = (
+    "{{ tools }}{{ mood }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.reasoning_content %}[{{ m.reasoning_content }}]{% endif %}"
+    "{% if m.thought %}({{ m.thought }}){% endif %}"
+    "{{ m.content + '<|im_end|></s>~~\\n' }}{% endfor %}"
+)
+CHAT = (
+    *("--datasets.0.path", "chat.jsonl", "--datasets.0.type", "chat_template"),
+    *("--datasets.0.chat_template_jinja", "chat.jinja"),
+)
+SPLIT = (
+    *CHAT,
+    *("--datasets.0.field_thinking", "none"),
+    *("--datasets.0.template_thinking_key", "thought"),
+)
+NO_SYSTEM = (*CHAT, "--datasets.0.field_system", "none")
+CHAT_CASES = [
+    ("chat_template", "zephyr", CHAT[:4]),
+    ("datasets.0.chat_template", "zephyr", CHAT[:4]),
+    ("chat_template_jinja", "chat.jinja", CHAT[:4]),
+    ("datasets.0.chat_template_jinja", "chat.jinja", CHAT[:4]),
+    ("chat_template_kwargs", "{mood: calm}", CHAT),
+    ("default_system_message", "Help.", NO_SYSTEM),
+    ("eot_tokens", "['~~']", CHAT),
+    ("datasets.0.eot_tokens", "['~~']", CHAT),
+    ("datasets.0.field_messages", "talk", CHAT),
+    ("datasets.0.field_system", "rules", CHAT),
+    ("datasets.0.field_tools", "functions", CHAT),
+    ("datasets.0.field_thinking", "why", CHAT),
+    ("datasets.0.template_thinking_key", "thought", CHAT),
+    (
+        "datasets.0.message_property_mappings",
+        "{role: who, content: says}",
+        (*CHAT, "--datasets.0.field_messages", "talk"),
+    ),
+    ("datasets.0.message_field_training", "train", CHAT),
+    ("datasets.0.message_field_training_detail", "detail", CHAT),
+    ("datasets.0.roles", "{user: [assistant], assistant: [user]}", CHAT),
+    ("datasets.0.roles_to_train", "[user]", CHAT),
+    ("datasets.0.train_on_eos", "none", CHAT),
+    ("datasets.0.train_on_eot", "all", (*CHAT, "--datasets.0.eot_tokens", "['~~']")),
+    ("datasets.0.drop_system_message", "true", CHAT),
+    ("datasets.0.split_thinking", "true", SPLIT),
+]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
     save_tiny_checkpoint(folder / "model")
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, CHAT_ROWS)))
+    (folder / "chat.jinja").write_text(CHAT_TEMPLATE)
     (folder / "run.yaml").write_text(
         BASE.format(
             model=folder / "model",
@@ -223,7 +294,10 @@ def outcome(folder: Path, overrides: tuple[str, ...]) -> tuple[object, list[str]
     ), (config.unread_keys())
 
 
-@pytest.mark.parametrize(("key", "value", "besides"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("key", "value", "besides"),
+    [pytest.param(*case, id=case[0]) for case in (*CASES, *CHAT_CASES)],
+)
 def test_the_key_changes_the_run(folder, key, value, besides):
     without, _ = outcome(folder, besides)
     with_it, unread = outcome(folder, (*besides, f"--{key}", value))

@@ -117,11 +117,11 @@ class DatasetSection(Section):
     message_field_training: str | None = None
     """Property of a message that says whether it is trained; goes before everything else."""
     message_field_training_detail: str | None = None
-    """Property of a message that lists character ranges (`begin_offset`, `end_offset` inclusive,
-    `train`)."""
+    """Property of a message that lists character ranges of its content (`begin_offset`,
+    `end_offset` inclusive, `train`); what no range names is not trained."""
     roles: dict[str, Strings] | None = None
-    """Role → names it has in the rows. Empty: user (human, user), assistant (gpt, assistant,
-    model), system, tool."""
+    """Role → more names it has in the rows, besides user (human, user), assistant (gpt, assistant,
+    model), system, tool. A role that is not known is an error."""
     roles_to_train: Strings | None = None
     """Roles whose turns are trained. Empty: assistant."""
     train_on_eos: EosChoice | None = None
@@ -241,9 +241,10 @@ class DataSection(Section):
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables handed to the chat template."""
     default_system_message: str | None = None
-    """System text of templates that have one by default."""
+    """System text of rows that have none of their own."""
     eot_tokens: Strings | None = None
-    """Tokens that end a turn in the chat template. Empty: the end-of-sequence token."""
+    """Texts that end a turn in the chat template. Empty: every special token of the tokenizer that
+    does not open a turn."""
     push_dataset_to_hub: str | None = None
     """Hub id that the prepared data is uploaded to."""
     hf_use_auth_token: bool | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -100,10 +100,13 @@ class Section(BaseModel):
 
     @classmethod
     def plain_types(cls, key: str) -> set[Any]:
-        """Return the types inside a key's annotation: `{str, NoneType}` for `str | None`."""
-        return {
-            kind for kind in _flatten(cls.__pydantic_fields__[key].annotation) if not get_args(kind)
-        }
+        """Return the types inside a key's annotation: `{str, NoneType}` for `str | None`.
+
+        A mapping to text is `{dict, str}`.
+        """
+        kinds = list(_flatten(cls.__pydantic_fields__[key].annotation))
+        mappings = {dict for kind in kinds if get_origin(kind) is dict}
+        return mappings | {kind for kind in kinds if not get_args(kind)}
 
     @classmethod
     def docs(cls) -> Mapping[str, str]:

@@ -21,7 +21,17 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from newtune.data.traced import Mark, Traced, claimed, concat, join, replaced, through, traced
+from newtune.data.traced import (
+    Mark,
+    Traced,
+    added,
+    claimed,
+    concat,
+    join,
+    replaced,
+    through,
+    traced,
+)
 from newtune.data.traced_json import to_json
 
 MAX_PASSES = 1_000_000
@@ -50,7 +60,19 @@ class Message(dict[str, Any]):
 
 
 class _CodeGenerator(CodeGenerator):
-    """Compile `a ~ b` so that it keeps memory; everything else is jinja's."""
+    """Compile `a ~ b` and `a + b + c` to one join that keeps memory; the rest is jinja's."""
+
+    def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:  # noqa: N802
+        operands: list[nodes.Expr] = []
+        first: nodes.Expr = node
+        while isinstance(first, nodes.Add):
+            operands.append(first.right)
+            first = first.left
+        self.write("environment.added((")
+        for operand in (first, *reversed(operands)):
+            self.visit(operand, frame)
+            self.write(", ")
+        self.write("))")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
         self.write("environment.concat((")
@@ -102,6 +124,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     code_generator_class = _CodeGenerator
     concat = staticmethod(concat)
+    added = staticmethod(added)
     intercepted_binops = frozenset(("*", "**", "%"))
 
     def __init__(self) -> None:

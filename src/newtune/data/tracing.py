@@ -101,7 +101,7 @@ class ChatTemplate:
         """
         self._environment.passes = 0
         result = self._template.render(
-            messages=[_message(turn, message) for turn, message in enumerate(messages)],
+            messages=WrittenList(_message(turn, message) for turn, message in enumerate(messages)),
             tools=tools or None,
             documents=None,
             add_generation_prompt=add_generation_prompt,

@@ -147,7 +147,12 @@ class TurnFinder:
 
         A template may write a text twice: where its turn stands, and in a heading, say.
         """
-        blocks = _outermost(self.blocks.get(index, []))
+        blocks = self.blocks.get(index, [])
+        if own and len(blocks) == 1:
+            (block,) = blocks
+            if block.start <= own[0].start and own[-1].end <= block.end:
+                return block, own
+        blocks = _outermost(blocks)
         if not own:
             return max(blocks, key=lambda block: block.end - block.start, default=None), own
         homes = [

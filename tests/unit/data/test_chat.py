@@ -208,3 +208,65 @@ def test_a_template_is_chosen_by_name_text_or_file(tmp_path):
         choose_template("chat_ml", jinja=None, own=None)
     with pytest.raises(DataError, match="has no chat template"):
         choose_template("tokenizer_default", jinja=None, own=None)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages[0].__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='x') }}",
+        "{{ cycler.__init__.__globals__.os }}",
+        "{{ range(10 ** 9) | list }}",
+        "{{ 'x' * (10 ** 9) }}",
+        "{{ 2 ** (10 ** 9) }}",
+        "{{ 'x'.ljust(10 ** 10) }}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+        "{% for i, j in range(9999) | map('list') %}{% endfor %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 1 / 0 }}",
+        "{{ messages[0].content[0][9].x.y }}",
+    ],
+)
+def test_templates_run_in_a_sandbox_and_within_bounds(attempt):
+    with pytest.raises(DataError, match=r"line 7: the chat template failed: .+"):
+        trained_parts(attempt, TALK)
+
+
+def test_a_template_that_drops_a_turn_is_not_fooled_by_the_same_text_elsewhere():
+    template = (
+        "{% for m in messages if not loop.first %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    )
+    template = template.replace(" if not loop.first", "[1:]")
+    with pytest.raises(DataError, match=r"turn 1 \(user\): not in the text .* its text 'yes'"):
+        trained_parts(template, TALK[:2])
+
+
+def test_a_text_that_is_also_in_a_heading_is_trained_where_the_answer_stands():
+    template = "{{ messages[-1].content | upper }}\n" + CHATML
+    assert trained_parts(template, TALK) == ["yes<|im_end|>", " no <|im_end|>"]
+
+
+def test_an_answer_that_stands_twice_is_an_error():
+    template = "{{ messages[1].content }} {{ messages[0].content }} {{ messages[1].content }}"
+    with pytest.raises(DataError, match=r"turn 2 \(assistant\): .* writes its text 2 times"):
+        trained_parts(template, say(("user", "a"), ("assistant", "b")))
+
+
+def test_other_turns_inside_an_inner_loop_are_not_trained():
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'tool' %}"
+        "{% for n in messages if n.role == 'assistant' %}({{ n.content }}){% endfor %}{% endif %}"
+        "</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    messages = say(("user", "a"), ("assistant", "b"), ("tool", "c"))
+    assert trained_parts(template, messages) == ["b</s>"]
+
+
+def test_tokens_that_open_a_turn_end_none():
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+    end = ("<|im_start|>", "<|im_end|>")
+    with_prompt = template + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    assert trained_parts(with_prompt, TALK, end_tokens=end) == ["yes", " no "]
