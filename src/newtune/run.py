@@ -1,10 +1,11 @@
 """The whole run on one page: from configuration to report."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -12,6 +13,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from newtune.config.run import RunConfig
 from newtune.data.batches import EvalBatches, TrainBatches
 from newtune.data.prepare import PreparedData, prepare_data
+from newtune.data.stream.batches import StreamedBatches
+from newtune.data.stream.prepare import StreamedData, prepare_stream
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, DataError, ExportError, Problem
 from newtune.logs import notice
@@ -68,7 +71,7 @@ class Prepared:
     """What is known before weights load."""
 
     plan: Plan
-    data: PreparedData
+    data: PreparedData | StreamedData
     tokenizer: PreTrainedTokenizerBase
     new_token_ids: Sequence[int]
     """Tokens that the configuration adds to the tokenizer."""
@@ -92,15 +95,19 @@ def train(config: RunConfig) -> RunReport:
     model = load_model(
         plan.model, plan.adapter, tokenizer=tokenizer, new_token_ids=prepared.new_token_ids
     )
+    batches = training_data(prepared)
     trainer = build_trainer(
         plan,
         model,
         tokenizer,
-        training_data(prepared),
+        batches,
         run_dir,
         stop_ids=answer_ends(model, with_template(tokenizer, data.chat_template)),
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with closing(batches):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if isinstance(batches.train, StreamedBatches):
+        write_json(run_dir.data_file, [*batches.train.read_at_end(), *counted_ahead(prepared)])
     save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
     report = report_run(run_dir, plan)
     if plan.output.hub is not None:
@@ -180,7 +187,9 @@ def load_folder_for_inference(folder: Path) -> Loaded:
     return load_folder(folder, device=World.current().device)
 
 
-def _answers(plan: Plan, data: PreparedData, loaded: Loaded) -> GenerationResult | None:
+def _answers(
+    plan: Plan, data: PreparedData | StreamedData, loaded: Loaded
+) -> GenerationResult | None:
     evaluation = plan.training.evaluation
     if not evaluation.generate or data.evaluation is None:
         return None
@@ -211,7 +220,7 @@ def prepare(config: RunConfig) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     if side.family == "mistral":
         tokenizer.padding_side = "left"
-    data = prepare_data(config, tokenizer)
+    data = (prepare_stream if config.is_streamed else prepare_data)(config, tokenizer)
     new_ids = new_token_ids(config.tokenizer, config.model, tokenizer)
     plan = make_plan(config, world, side, data.facts, new_tokens=len(new_ids))
     check_schedule(plan.training.schedule)
@@ -259,9 +268,14 @@ def describe(run_dir: RunDir, config: RunConfig, prepared: Prepared) -> None:
     write_yaml(run_dir.config_file, config.dump())
     write_json(run_dir.plan_file, plan_as_dict(prepared.plan))
     write_json(run_dir.environment_file, read_environment(prepared.plan.model.device))
-    write_json(run_dir.data_file, [asdict(count) for count in prepared.data.counts])
+    write_json(run_dir.data_file, counted_ahead(prepared))
     for text in prepared.plan.notices:
         notice(text)
+
+
+def counted_ahead(prepared: Prepared) -> list[dict[str, Any]]:
+    """Return what is counted before the run: every dataset that is not streamed."""
+    return [asdict(count) for count in prepared.data.counts]
 
 
 def training_data(prepared: Prepared) -> TrainingData:
@@ -272,8 +286,14 @@ def training_data(prepared: Prepared) -> TrainingData:
     if data.evaluation is not None:
         rows = plan.training.evaluation.rows_per_device
         held_out = EvalBatches(data, rows, flatten=flatten)
+    steps = plan.training.steps
+    train: TrainBatches | StreamedBatches
+    if isinstance(data, StreamedData):
+        train = data.batches(steps, flatten=flatten)
+    else:
+        train = TrainBatches(data, steps, flatten=flatten)
     return TrainingData(
-        train=TrainBatches(data, plan.training.steps, flatten=flatten),
+        train=train,
         evaluation=held_out,
         eval_examples=data.evaluation or (),
     )

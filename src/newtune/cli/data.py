@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from newtune.config.run import RunConfig
     from newtune.data.inspect.batches import Batches, BatchView, ExampleView
     from newtune.data.inspect.rows import RowReading
+    from newtune.data.prepare import PreparedData
     from newtune.run import Prepared
 
 
@@ -49,6 +50,15 @@ def run(
         ExportError: the page cannot be written there.
     """
     config = read_config(config_path, overrides)
+    if config.is_streamed:
+        from newtune.cli.show_stream import show_stream
+
+        if batch or evaluation or row or dropped or dataset or html or as_json:
+            raise DataError(
+                "The data is streamed: only its first sequences can be shown. Leave out every "
+                "option but `--rows`."
+            )
+        return show_stream(config, rows)
     if row is not None:
         return _row(config, row, dataset, evaluation=evaluation, limit=limit, as_json=as_json)
     if dropped:
@@ -71,7 +81,7 @@ def run(
         _show_packs(shown, rows)
     show_legend()
     show_counts(shown.prepared.data.counts)
-    show_totals(shown.prepared.data)
+    show_totals(cast("PreparedData", shown.prepared.data))
     return 0
 
 
@@ -165,7 +175,7 @@ def _page(shown: _Run, path: Path, first: int, most: int) -> int:
         if views and positions > MOST_TOKENS:
             break
         views.append(view)
-    data = shown.prepared.data
+    data = cast("PreparedData", shown.prepared.data)
     kind = "evaluation batches" if shown.evaluation else "micro-batches"
     words = f"{kind} {first + 1:,} to {first + len(views):,} of {len(shown.batches):,}"
     store = data.evaluation if shown.evaluation and data.evaluation else data.train

@@ -9,6 +9,10 @@ from newtune.cli.show_data import show_counts, show_totals
 def run(config_path: Path, overrides: list[str], *, force: bool = False) -> int:
     """Prepare the data of a configuration; `force` does it anew though a cache is there."""
     config = read_config(config_path, overrides)
+    if config.is_streamed:
+        from newtune.cli.show_stream import say_nothing_to_prepare
+
+        return say_nothing_to_prepare(config)
     from newtune.data.prepare import prepare_data
     from newtune.model.tokenizer import load_tokenizer
 

@@ -48,8 +48,11 @@ def plan_lines(plan: "Plan") -> Iterable[tuple[str, Any]]:
         yield "adapter", f"LoRA r={plan.adapter.rank} alpha={plan.adapter.alpha:g}"
         yield "adapter.target_modules", plan.adapter.target_modules
     yield "trainable_parameters", plan.trainable_parameters
-    yield "data", f"{data.train_examples:,} examples, {data.eval_examples:,} held out"
-    yield "data.tokens", f"{data.tokens:,}, {data.trained_tokens:,} of them trained"
+    if data.streamed:
+        yield "data", f"a stream of unknown length, {data.eval_examples:,} examples held out"
+    else:
+        yield "data", f"{data.train_examples:,} examples, {data.eval_examples:,} held out"
+        yield "data.tokens", f"{data.tokens:,}, {data.trained_tokens:,} of them trained"
     if data.packing_efficiency is not None:
         yield "data.packing_efficiency", f"{data.packing_efficiency:.2%}"
     yield "training.steps.rows_per_device", steps.rows_per_device

@@ -66,7 +66,7 @@ class DatasetSection(Section):
     """How much of this dataset an epoch holds, against the others. By itself: how often each of
     its examples stands in an epoch; 2 is twice, 0.5 another half in every epoch. With
     `dataset_mixing.by` `rows` or `tokens`: its share of the epoch, relative to the other weights.
-    Empty: 1."""
+    Streamed: its share of the tokens. Empty: 1."""
     type: str | PromptSection | None = None
     """Format of the rows: a name (`alpaca`, `chat_template`, `completion`, `input_output`, ...), a
     mapping (a prompt of one's own), or `package.module:function`. Empty: the rows are tokenised
@@ -148,9 +148,9 @@ class DatasetSection(Section):
     field_label: str | None = None
     """Preference data: column of the judgement."""
     text_column: str | None = None
-    """Pretraining text: column. Empty: `text`."""
+    """Streamed text: its column. Empty: `field`, else `text`."""
     skip: NotNegative | None = None
-    """Pretraining text: rows to skip at the start."""
+    """Streamed data: rows to leave out at the start, in every pass."""
     input_format: str | None = None
     """Preference and step-wise data: how the prompt is written."""
     input_transform: str | None = None
@@ -197,9 +197,11 @@ class DataSection(Section):
     """What the datasets' weights mean, and when an epoch ends. Empty: `by: repeats`. Held-out data
     is never mixed."""
     pretraining_dataset: Datasets = ()
-    """Streamed text to train on without reading it all first. Needs `max_steps`."""
+    """Text to train on as an endless stream, read, tokenised and packed while the run goes on.
+    Needs `max_steps`. `type` is empty, `pretrain` or `completion` for raw text, or any other
+    format. `datasets` beside it are streamed too, mixed by `weight`."""
     streaming: bool | None = None
-    """Read the datasets as a stream."""
+    """Read `datasets` as an endless stream instead of preparing them. Needs `max_steps`."""
     val_set_size: NotNegative | NotNegativeFloat = 0
     """Held-out part of the data, split off by a seeded shuffle before packing: more than 1 is a
     number of rows, below 1 a share. 0: none."""
@@ -228,7 +230,8 @@ class DataSection(Section):
     held-out data, and from training data what `test_datasets` hold. The counts say how many."""
     shuffle_merged_datasets: bool = True
     """Shuffle the merged data, by `seed`. False: the order of the files. Each epoch draws its own
-    order all the same, unless `curriculum_sampling` is on, which goes before this key."""
+    order all the same, unless `curriculum_sampling` is on, which goes before this key. A stream is
+    shuffled in its buffer (`streaming_multipack_buffer_size`); false keeps its order."""
     shuffle_before_merging_datasets: bool = False
     """Shuffle each dataset by itself before merging."""
     train_on_inputs: bool = False

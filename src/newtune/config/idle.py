@@ -92,12 +92,43 @@ IDLE: tuple[Idle, ...] = (
         (
             *("scaling_softmax_*", "tiled_mlp_*", "pose_*", "eaft_*"),
             *("bench_*", "eval_causal_lm_metrics", "num_generation_samples", "generation_*"),
-            *("pretraining_sample_concatenation", "pretrain_multipack_attn"),
-            *("streaming_multipack_buffer_size", "ray_*", "resources_per_worker"),
+            *("ray_*", "resources_per_worker"),
             *("otel_metrics_*", "model_quantization_config_kwargs"),
         ),
         never,
         "the key that switches it on is not given",
+    ),
+    Idle(
+        ("streaming_multipack_buffer_size", "datasets.*.skip", "datasets.*.text_column"),
+        lambda config: config.is_streamed,
+        "the data is not streamed (`streaming`, `pretraining_dataset`)",
+    ),
+    Idle(
+        ("pretraining_sample_concatenation", "pretrain_multipack_attn"),
+        lambda config: config.data.pretraining_dataset,
+        "there is no `pretraining_dataset`",
+    ),
+    Idle(
+        ("pretrain_multipack_attn",),
+        lambda config: (
+            config.sequence.sample_packing or config.sequence.pretraining_sample_concatenation
+        ),
+        "no sequence holds several documents",
+    ),
+    Idle(
+        ("dataloader_num_workers", "dataloader_prefetch_factor"),
+        lambda config: not config.is_streamed,
+        "a thread of its own reads a stream ahead",
+    ),
+    Idle(
+        ("sample_packing_eff_est", "total_num_tokens"),
+        lambda config: not config.is_streamed,
+        "nothing of a stream is counted before the run",
+    ),
+    Idle(
+        ("dataset_num_proc",),
+        lambda config: not config.is_streamed or config.data.test_datasets,
+        "a stream is not prepared",
     ),
     Idle(
         ("lr_quadratic_warmup",),

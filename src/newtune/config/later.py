@@ -33,7 +33,6 @@ _RELORA = Later("ReLoRA and restarted learning rates are not available yet")
 _PROCESSES = Later("training on several processes is not available yet")
 _ONE_IS_FINE = Later(_PROCESSES.missing, (1,))
 _RAY = Later("starting on a Ray cluster is not available yet")
-_STREAMING = Later("streamed data is not available yet")
 _PREFERENCE = Later("objectives other than the next token's loss are not available yet")
 _MULTIMODAL = Later("multimodal models are not available yet")
 _EXPERTS = Later("special handling of mixtures of experts is not available yet")
@@ -89,8 +88,6 @@ LATER: Mapping[str, Later] = {
     "tensor_parallel_size": _ONE_IS_FINE,
     "expert_parallel_size": _ONE_IS_FINE,
     "use_ray": _RAY,
-    "pretraining_dataset": _STREAMING,
-    "streaming": _STREAMING,
     "rl": _PREFERENCE,
     "rl_beta": _PREFERENCE,
     "rpo_alpha": _PREFERENCE,
@@ -127,8 +124,6 @@ LATER: Mapping[str, Later] = {
     "*datasets.*.train_on_last_step_only": _PREFERENCE,
     "*datasets.*.input_format": _PREFERENCE,
     "*datasets.*.input_transform": _DATA,
-    "*datasets.*.text_column": _STREAMING,
-    "*datasets.*.skip": _STREAMING,
     "*datasets.*.logprobs_field": _DISTIL,
     "*datasets.*.temperature": _DISTIL,
     "kd_*": _DISTIL,

@@ -47,6 +47,11 @@ class RunConfig:
     excused: frozenset[str] = frozenset()
     """Given keys that nothing has to read, because a notice has answered them."""
 
+    @property
+    def is_streamed(self) -> bool:
+        """Say whether the training data is read while the run goes on."""
+        return bool(self.data.pretraining_dataset or self.data.streaming)
+
     def sections(self) -> Iterator[tuple[str, Section]]:
         """Yield (name, section) in the order of the reference."""
         for name in SECTIONS:

@@ -48,11 +48,13 @@ class SequenceSection(Section):
     total_supervised_tokens: Positive | None = None
     """Estimated number of trained tokens. newtune counts exactly, so this changes nothing."""
     pretraining_sample_concatenation: bool | None = None
-    """Streamed pretraining text: join documents to full rows."""
-    pretrain_multipack_attn: bool | None = None
-    """Streamed pretraining text: keep packed documents apart."""
-    streaming_multipack_buffer_size: Positive | None = None
-    """Streamed pretraining text: how many documents are packed together at a time."""
+    """Streamed pretraining text: join documents to full rows of `sequence_len` tokens, cut where a
+    row is full; none of it is lost. They stay apart, see `pretrain_multipack_attn`."""
+    pretrain_multipack_attn: bool = True
+    """Streamed pretraining text: documents of one row do not see each other. False: a row is read
+    as one text."""
+    streaming_multipack_buffer_size: Positive = 10_000
+    """Streamed data: how many examples are read, shuffled and packed together at a time."""
     batch_flattening: Literal["auto"] | bool = False
     """Lay the rows of a micro-batch end to end instead of padding them; they stay apart.
     `auto`: where the attention implementation keeps them apart."""

@@ -18,6 +18,7 @@ from newtune.types import IGNORE_INDEX, Batch, Example
 
 if TYPE_CHECKING:
     from newtune.data.prepare import PreparedData
+    from newtune.data.stream.prepare import StreamedData
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class BatchLayout:
         every rank takes part in the step.
         """
         packs = [[store[int(index)] for index in sequence] for sequence in sequences]
-        packs = packs or [[self._filler()]]
+        return self.collated(packs or [[self._filler()]])
+
+    def collated(self, packs: Sequence[Sequence[Example]]) -> Batch:
+        """Return the batch of some packs."""
         return collate(
             packs,
             pad_id=self.pad_id,
@@ -125,7 +129,7 @@ class EvalBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        data: "PreparedData",
+        data: "PreparedData | StreamedData",
         rows_per_device: int,
         *,
         rank: int = 0,

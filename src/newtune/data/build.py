@@ -201,7 +201,7 @@ def check_counts(counts: DatasetCounts, tally: Tally, options: FormatOptions) ->
     if not counts.trained_tokens:
         raise _untrained(counts)
     if tally.turns and not tally.ended:
-        _check_ends(options, counts.name)
+        check_ends(options, counts.name)
 
 
 def _untrained(counts: DatasetCounts) -> DataError:
@@ -212,7 +212,12 @@ def _untrained(counts: DatasetCounts) -> DataError:
     return DataError(f"{counts.name}: no trained token in {counts.rows_read} rows. {reasons}.")
 
 
-def _check_ends(options: FormatOptions, name: str) -> None:
+def check_ends(options: FormatOptions, name: str) -> None:
+    """Refuse conversations in which the end of a trained turn is never trained.
+
+    Raises:
+        DataError: it should have been, by `train_on_eos` or `train_on_eot`.
+    """
     if "turn" not in (options.train_on_eos, options.train_on_eot):
         return
     raise DataError(

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -21,6 +21,24 @@ def open_hub(source: Source, split: str) -> tuple[Table, str]:
     Raises:
         DataError: there is no such dataset or split, it is gated, or the hub cannot be reached.
     """
+    dataset = _load(source, split, streaming=False)
+    assert isinstance(dataset, Dataset)
+    table = dataset.with_format("arrow")[:] if len(dataset) else dataset.data.table
+    return ArrowRows(source.path, table), _fingerprint(dataset, source, split)
+
+
+def open_hub_stream(source: Source, split: str) -> IterableDataset:
+    """Return a hub dataset whose rows come while they are read; nothing is kept on disk.
+
+    Raises:
+        DataError: there is no such dataset or split, it is gated, or the hub cannot be reached.
+    """
+    dataset = _load(source, split, streaming=True)
+    assert isinstance(dataset, IterableDataset)
+    return dataset
+
+
+def _load(source: Source, split: str, *, streaming: bool) -> Dataset | IterableDataset:
     if source.trust_remote_code:
         logger.warning(
             "%s: `trust_remote_code` is set; the hub's datasets run no code any more, so it "
@@ -30,9 +48,15 @@ def open_hub(source: Source, split: str) -> tuple[Table, str]:
     arguments: dict[str, Any] = {}
     if source.data_files:
         arguments["data_files"] = list(source.data_files)
+    if streaming:
+        arguments["streaming"] = True
     try:
-        dataset = load_dataset(
-            source.path, source.name, split=split, revision=source.revision, **arguments
+        return load_dataset(
+            source.path,
+            source.name,
+            split=split,
+            revision=source.revision,
+            **arguments,
         )
     except (GatedRepoError, DatasetNotFoundError) as error:
         raise DataError(_not_found(source, error)) from error
@@ -44,9 +68,6 @@ def open_hub(source: Source, split: str) -> tuple[Table, str]:
         ) from error
     except (ValueError, RuntimeError) as error:  # unknown split, config name, or a loading script
         raise DataError(f"{source.path}: {_first_line(error)}") from error
-    assert isinstance(dataset, Dataset)
-    table = dataset.with_format("arrow")[:] if len(dataset) else dataset.data.table
-    return ArrowRows(source.path, table), _fingerprint(dataset, source, split)
 
 
 def _not_found(source: Source, error: Exception) -> str:

@@ -81,7 +81,32 @@ def prepare_data(
     Raises:
         DataError: a dataset is missing or wrong, or nothing in it can be trained.
     """
-    plans = plan_datasets(config, tokenizer)
+    data = _prepare(config, tokenizer, plan_datasets(config, tokenizer), force=force)
+    if not len(data.train):
+        raise DataError("No example is left to train on; the counts say why rows were dropped.")
+    _compare_estimates(config, data.facts)
+    return data
+
+
+def prepare_held_out(
+    config: RunConfig, tokenizer: "PreTrainedTokenizerBase", *, force: bool = False
+) -> PreparedData:
+    """Prepare `test_datasets` alone: what is trained comes from a stream.
+
+    Raises:
+        DataError: a dataset is missing or wrong, or nothing in it could be trained.
+    """
+    plans = plan_datasets(config, tokenizer, held_out_only=True)
+    return _prepare(config, tokenizer, plans, force=force)
+
+
+def _prepare(
+    config: RunConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    plans: Sequence[DatasetPlan],
+    *,
+    force: bool,
+) -> PreparedData:
     root = Path(config.data.dataset_prepared_path or DEFAULT_FOLDER)
     datasets = shard_datasets(
         plans,
@@ -94,25 +119,21 @@ def prepare_data(
     files = write_choice(root, datasets, [plan.held_out for plan in plans], _choice(config))
     total = sum(dataset.count for dataset in datasets)
     logger.info("Prepared data in %s: %d of %d shards tokenised", files.folder, built, total)
-    if not len(files.train):
-        raise DataError("No example is left to train on; the counts say why rows were dropped.")
-    packing = _packing(config)
+    packing = packing_of(config)
     mixture = _mixture(config, plans, files.train)
-    data = PreparedData(
+    return PreparedData(
         train=files.train,
         evaluation=files.evaluation,
         facts=_facts(files.train, files.evaluation, packing, mixture),
         counts=_with_shares(files.counts, mixture),
         packing=packing,
-        pad_id=_pad_id(tokenizer),
-        chat_template=template_to_save(config, plans),
+        pad_id=pad_id_of(tokenizer),
+        chat_template=template_to_save(config, [plan.options for plan in plans]),
         folder=files.folder,
         from_cache=not built,
         mixture=mixture,
         shards_built=built,
     )
-    _compare_estimates(config, data.facts)
-    return data
 
 
 def _choice(config: RunConfig) -> Choice:
@@ -151,7 +172,8 @@ def _with_shares(counts: list[DatasetCounts], mixture: Mixture | None) -> list[D
     return [replace(count, mixed=shares.get(number)) for number, count in enumerate(counts)]
 
 
-def _packing(config: RunConfig) -> PackingOptions:
+def packing_of(config: RunConfig) -> PackingOptions:
+    """Return how the configuration wants examples to share sequences."""
     sequence = config.sequence
     packed = sequence.sample_packing
     eval_packed = sequence.eval_sample_packing
@@ -172,7 +194,7 @@ def _packing(config: RunConfig) -> PackingOptions:
     )
 
 
-def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+def pad_id_of(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the id that fills padding; any id does, because padding is its own example."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
@@ -192,7 +214,7 @@ def _facts(
         lambda epoch: len(training_sequences(train.lengths, packing, mixture, epoch))
     )
     efficiency = None
-    if packing.packed:
+    if packing.packed and len(train):
         efficiency = tokens / (packs_in_epoch(0) * packing.sequence_len)
     return DataFacts(
         train_examples=len(train),

@@ -49,32 +49,45 @@ class DatasetPlan:
         Raises:
             DataError: there is no such format, or its options contradict each other.
         """
-        reader = RowReader(self.type, self.options, encoder)
-        try:
-            _ = reader.format
-        except DataError as error:
-            raise DataError(f"{self.name}: {error}") from error
-        return reader
+        return checked_reader(self.name, self.type, self.options, encoder)
 
 
-def plan_datasets(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[DatasetPlan]:
+def checked_reader(
+    name: str, type_: str | PromptMapping | None, options: FormatOptions, encoder: TextEncoder
+) -> RowReader:
+    """Return what reads the rows of a dataset.
+
+    Raises:
+        DataError: there is no such format, or its options contradict each other.
+    """
+    reader = RowReader(type_, options, encoder)
+    try:
+        _ = reader.format
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return reader
+
+
+def plan_datasets(
+    config: RunConfig, tokenizer: "PreTrainedTokenizerBase", *, held_out_only: bool = False
+) -> list[DatasetPlan]:
     """Open every configured dataset, the held-out ones last; nothing is read but sizes and hashes.
 
     Raises:
         DataError: there is none, or one is missing or contradicts itself.
     """
-    given = [(entry, False) for entry in config.data.datasets]
+    given = [(entry, False) for entry in config.data.datasets if not held_out_only]
     given += [(entry, True) for entry in config.data.test_datasets]
-    if not config.data.datasets:
+    if not given or not (held_out_only or config.data.datasets):
         raise DataError("`datasets` is empty: there is nothing to train on.")
     base_folder = config.source.parent if config.source else Path()
     cache_folder = Path(config.data.dataset_prepared_path or DEFAULT_FOLDER) / "sources"
     return [
         DatasetPlan(
-            rows=open_source(_source(entry, base_folder, cache_folder)),
+            rows=open_source(source_of(entry, base_folder, cache_folder)),
             name=entry.path,
-            type=_type(entry),
-            options=_format_options(entry, config, tokenizer, base_folder),
+            type=type_of(entry),
+            options=format_options(entry, config, tokenizer, base_folder),
             held_out=held_out,
             weight=entry.weight,
             pieces=entry.preprocess_shards,
@@ -93,9 +106,9 @@ def limits_of(config: RunConfig) -> tuple[Limits, Limits]:
     return Limits(length, excess, shortest), Limits(eval_length, excess, shortest)
 
 
-def template_to_save(config: RunConfig, datasets: Sequence[DatasetPlan]) -> str | None:
+def template_to_save(config: RunConfig, datasets: Sequence[FormatOptions]) -> str | None:
     """Return the chat template that goes with the trained model; None keeps the tokenizer's own."""
-    templates = [plan.options.template for plan in datasets if plan.options.template]
+    templates = [options.template for options in datasets if options.template]
     if templates:
         return templates[0].source
     if not config.data.chat_template and not config.data.chat_template_jinja:
@@ -113,7 +126,12 @@ def template_to_save(config: RunConfig, datasets: Sequence[DatasetPlan]) -> str 
     )
 
 
-def _source(entry: DatasetSection, base_folder: Path, cache_folder: Path) -> Source:
+def source_of(entry: DatasetSection, base_folder: Path, cache_folder: Path) -> Source:
+    """Return where the rows of a dataset are.
+
+    Raises:
+        DataError: `shards_idx` names none of the `shards`.
+    """
     files = entry.data_files or ()
     if entry.shards and (entry.shards_idx or 0) >= entry.shards:
         raise DataError(f"{entry.path}: `shards_idx` must be below `shards` ({entry.shards}).")
@@ -133,7 +151,8 @@ def _source(entry: DatasetSection, base_folder: Path, cache_folder: Path) -> Sou
     )
 
 
-def _type(entry: DatasetSection) -> str | PromptMapping | None:
+def type_of(entry: DatasetSection) -> str | PromptMapping | None:
+    """Return the format of a dataset's rows: a name, or a prompt of one's own."""
     if not isinstance(entry.type, PromptSection):
         return entry.type
     prompt = entry.type
@@ -149,12 +168,13 @@ def _type(entry: DatasetSection) -> str | PromptMapping | None:
     )
 
 
-def _format_options(
+def format_options(
     entry: DatasetSection,
     config: RunConfig,
     tokenizer: "PreTrainedTokenizerBase",
     base_folder: Path,
 ) -> FormatOptions:
+    """Return everything besides the format's name that decides how a dataset's rows are read."""
     data = config.data
     train_on_inputs = entry.train_on_inputs
     train_on_eos = entry.train_on_eos or "turn"

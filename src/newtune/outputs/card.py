@@ -124,7 +124,8 @@ def _data(plan: Plan, counts: list[Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {published_name(entry['name'])} | {cells} |"
     facts = plan.data_facts
     yield ""
-    yield f"Trained on {facts.train_examples:,} examples, {facts.eval_examples:,} held out."
+    trained = "a stream" if facts.streamed else f"{facts.train_examples:,} examples"
+    yield f"Trained on {trained}, {facts.eval_examples:,} held out."
 
 
 def _training(plan: Plan, results: Mapping[str, Any]) -> Iterator[str]:

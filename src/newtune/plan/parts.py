@@ -31,6 +31,10 @@ class ModelFacts:
     """The checkpoint's own `quantization_config`; None for one stored plainly."""
 
 
+ENDLESS = 1 << 62
+"""More sequences than any run has: an epoch of streamed data never ends."""
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What the prepared data tells the plan; values only."""
@@ -44,6 +48,10 @@ class DataFacts:
     """Sequences (packs, or examples when not packed) in epoch e, exact; epochs count from 0."""
     packing_efficiency: float | None
     """Share of the positions of epoch 0's packs that hold a token; None when not packed."""
+    streamed: bool = False
+    """Read while the run goes on: examples and tokens are unknown and stand at 0."""
+    sequence_tokens: float | None = None
+    """Streamed data: tokens of a sequence, as far as the first rows tell."""
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,11 @@ from newtune.plan.parts import (
     ModelPlan,
     OutputPlan,
     Plan,
+    StepPlan,
 )
 from newtune.plan.precision import resolve_precision
 from newtune.plan.quantization import plan_quantization
+from newtune.plan.sequences import shares_sequences
 from newtune.plan.trackers import plan_trackers
 from newtune.plan.training import plan_training
 
@@ -80,12 +82,7 @@ def make_plan(
         ledger=ledger,
     )
     steps = training.steps
-    sequences = data.packs_in_epoch(0)
-    tokens_per_step = ledger.decide(
-        "tokens_per_step",
-        data.tokens / max(1, sequences) * steps.rows_per_step,
-        f"{data.tokens} tokens in {sequences} sequences × {steps.rows_per_step} per step",
-    )
+    tokens_per_step = ledger.decide("tokens_per_step", *_tokens_per_step(data, steps))
     trainable = count_trainable(
         side.facts, side.adapter, side.model.unfrozen_parameters, new_tokens
     )
@@ -108,10 +105,26 @@ def make_plan(
     )
 
 
+def _tokens_per_step(data: DataFacts, steps: StepPlan) -> tuple[float, str]:
+    """Return the tokens of a step on average, and why."""
+    if data.sequence_tokens is not None:
+        sequence = data.sequence_tokens
+        why = f"about {sequence:g} tokens in a sequence, by the stream's first rows"
+        return sequence * steps.rows_per_step, f"{why}, × {steps.rows_per_step} per step"
+    sequences = data.packs_in_epoch(0)
+    return (
+        data.tokens / max(1, sequences) * steps.rows_per_step,
+        f"{data.tokens} tokens in {sequences} sequences × {steps.rows_per_step} per step",
+    )
+
+
 def plan_as_dict(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values for plan.json, the reasons beside them."""
     values = asdict(plan)
     values["data_facts"].pop("packs_in_epoch")
+    if plan.data_facts.streamed:  # unknown, not none
+        unknown = dict.fromkeys(("train_examples", "tokens", "trained_tokens"))
+        values["data_facts"] |= unknown
     values["model_facts"].pop("parameter_shapes")
     values["model_facts"].pop("linear_modules")
     values["training"]["steps"]["total_steps"] = plan.training.steps.total_steps
@@ -185,7 +198,7 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         options={**BNB_DEFAULTS, **(config.quantization.bnb_config_kwargs or {})},
     )
     ledger.decide("model.quantization", quantization, why)
-    packed = bool(config.sequence.sample_packing or config.sequence.batch_flattening)
+    packed = shares_sequences(config) or bool(config.sequence.batch_flattening)
     attention, why = choose_attention(
         compute.attn_implementation,
         packed=packed,

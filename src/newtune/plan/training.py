@@ -19,6 +19,7 @@ from newtune.plan.parts import (
     TrackerPlan,
     TrainingPlan,
 )
+from newtune.plan.sequences import shares_sequences
 from newtune.plan.steps import cadence, resolve_batch_size, resolve_warmup, steps_of_epochs
 
 
@@ -48,7 +49,7 @@ def plan_training(
         )
     flatten, why = flattens(
         attention,
-        packed=config.sequence.sample_packing,
+        packed=shares_sequences(config),
         batch_flattening=bool(config.sequence.batch_flattening),
     )
     return TrainingPlan(
@@ -62,9 +63,11 @@ def plan_training(
         neftune_noise_alpha=keys.neftune_noise_alpha,
         loss_watchdog_threshold=keys.loss_watchdog_threshold,
         loss_watchdog_patience=keys.loss_watchdog_patience or 3,
-        dataloader_workers=config.data.dataloader_num_workers or 0,
+        dataloader_workers=0 if data.streamed else config.data.dataloader_num_workers or 0,
         dataloader_pin_memory=_pin_memory(config, world),
-        dataloader_prefetch_factor=config.data.dataloader_prefetch_factor,
+        dataloader_prefetch_factor=(
+            None if data.streamed else config.data.dataloader_prefetch_factor
+        ),
         flatten=ledger.decide("training.flatten", flatten, why),
     )
 
@@ -98,6 +101,8 @@ def _plan_steps(config: RunConfig, world: World, data: DataFacts, ledger: Ledger
         why = f"num_epochs {keys.num_epochs:g}: " + " + ".join(map(str, steps_in_epoch[:8]))
     else:
         why = f"max_steps, which wins over num_epochs: {len(steps_in_epoch)} epoch(s) are entered"
+    if data.streamed:
+        why = "max_steps: a stream has no end"
     ledger.decide("training.steps.total_steps", total, why)
     return StepPlan(
         rows_per_device=batch.rows_per_device,

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from newtune.errors import TrainingError
 from newtune.logs import notice
-from newtune.plan.parts import EvaluationPlan, StepPlan, TrainingPlan
+from newtune.plan.parts import ENDLESS, EvaluationPlan, StepPlan, TrainingPlan
 from newtune.training.metrics import Meter
 
 
@@ -27,8 +27,12 @@ def epoch_after(step: int, steps_in_epoch: Sequence[int], *, last_epoch_steps: i
 
 
 def whole_last_epoch(plan: StepPlan, packs_in_epoch: Callable[[int], int]) -> int:
-    """Return the steps that the last epoch has when it is not cut off."""
-    return math.ceil(packs_in_epoch(len(plan.steps_in_epoch) - 1) / plan.rows_per_step)
+    """Return the steps that the last epoch has when it is not cut off.
+
+    A stream's epoch has no end: its run counts as one.
+    """
+    packs = packs_in_epoch(len(plan.steps_in_epoch) - 1)
+    return plan.steps_in_epoch[-1] if packs == ENDLESS else math.ceil(packs / plan.rows_per_step)
 
 
 class Cadence(TrainerCallback):

@@ -1,8 +1,8 @@
 """What a run is fed with: ready micro-batches in order, and the held-out data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader
@@ -26,8 +26,29 @@ class Batches(Protocol):
 class TrainBatches(Batches, Protocol):
     """The micro-batches of the whole run."""
 
-    def rows_of(self, index: int) -> Sequence[int]:
-        """Return the indices of the examples in micro-batch `index`."""
+    def rows_of(self, index: int) -> Sequence[object]:
+        """Return what names the examples in micro-batch `index`: indices, or places in words."""
+        ...
+
+
+@runtime_checkable
+class Streamed(TrainBatches, Protocol):
+    """Micro-batches that are made while the run goes on, from places that a checkpoint keeps."""
+
+    def state_at(self, index: int) -> dict[str, Any]:
+        """Return the place of micro-batch `index`, the first of a step, as JSON values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a place that `state_at` gave."""
+        ...
+
+    def report_at(self, index: int) -> Mapping[str, float]:
+        """Return what was read for the micro-batches before `index`, the first of a step."""
+        ...
+
+    def close(self) -> None:
+        """Stop reading ahead."""
         ...
 
 
@@ -51,6 +72,11 @@ class TrainingData:
     evaluation: Batches | None = None
     eval_examples: Examples = ()
     """For `eval_generate`."""
+
+    def close(self) -> None:
+        """Stop what reads ahead of the training."""
+        if isinstance(self.train, Streamed):
+            self.train.close()
 
 
 def loader(batches: Batches, arguments: TrainingArguments) -> DataLoader[Batch]:

@@ -80,6 +80,8 @@ class Meter:
     trained_tokens: int = 0
     step_loss: float = 0.0
     """Loss of the last step, in nats per trained token."""
+    further: Callable[[], Mapping[str, float]] = dict
+    """More to report, by whoever knows it."""
     _step_tokens: int = 0
     _mark: float = 0.0
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
@@ -128,6 +130,7 @@ class Meter:
             "trained_tokens": self.trained_tokens,
             "tokens_per_second": round(window.tokens / window.seconds, 1) if window.seconds else 0,
             "memory_bytes": peak_memory_bytes(),
+            **self.further(),
         }
 
     def state(self) -> dict[str, Any]:

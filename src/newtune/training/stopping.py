@@ -142,7 +142,7 @@ def require_finite(
     grad_norm: float,
     *,
     step: int,
-    rows_of: Callable[[int], Sequence[int]],
+    rows_of: Callable[[int], Sequence[object]],
     kept: str,
     gradient_scaled: bool,
 ) -> None:
@@ -170,7 +170,7 @@ def require_finite(
         )
 
 
-def _listed(rows: Sequence[int]) -> str:
+def _listed(rows: Sequence[object]) -> str:
     shown = ", ".join(map(str, rows[:32]))
     return f"{shown}, ... ({len(rows)} in all)" if len(rows) > 32 else shown
 

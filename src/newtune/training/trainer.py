@@ -30,7 +30,7 @@ from newtune.training.arguments import training_arguments
 from newtune.training.callbacks import Cadence, watchers, whole_last_epoch
 from newtune.training.checkpoint import Model
 from newtune.training.evaluator import Evaluator
-from newtune.training.feed import TrainingData, loader
+from newtune.training.feed import Streamed, TrainingData, loader
 from newtune.training.metrics import Meter, MeterClock, MetricsFile, TokenCounts, count_tokens
 from newtune.training.optim import build_optimizer
 from newtune.training.progress import ProgressDisplay
@@ -44,6 +44,7 @@ from newtune.training.stopping import (
     out_of_memory,
     require_finite,
 )
+from newtune.training.stream_place import StreamPlace
 from newtune.training.trackers import Reporting, facts_of
 from newtune.types import Batch
 
@@ -101,7 +102,7 @@ class NewtuneTrainer(Trainer):
             evaluation_steps=self.evaluator.steps,
             last_epoch_steps=whole_last_epoch(training.steps, self.plan.data_facts.packs_in_epoch),
         )
-        watching = watchers(training, self.meter)
+        watching = {**watchers(training, self.meter), **self._stream_place()}
         self._remembered |= watching
         return [
             MeterClock(self.meter),
@@ -112,6 +113,13 @@ class NewtuneTrainer(Trainer):
             self.display,
             self.reporting,
         ]
+
+    def _stream_place(self) -> dict[str, StreamPlace]:
+        if not isinstance(self.data.train, Streamed):
+            return {}
+        place = StreamPlace(self.data.train, self.plan.training.steps.accumulation)
+        self.meter.further = place.report
+        return {"stream": place}
 
     # --- the whole run
 

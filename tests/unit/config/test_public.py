@@ -16,7 +16,6 @@ REFUSED = {
         "datasets.0.field_rejected",
     },
     "full_fsdp": {"fsdp"},
-    "tinyllama_pretrain": {"pretraining_dataset"},
 }
 FILES = sorted(FOLDER.glob("*.yaml"))
 

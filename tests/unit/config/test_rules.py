@@ -11,6 +11,8 @@ from newtune.errors import ConfigError
 
 HELD_OUT = {"val_set_size": 0.1}
 LORA = {"adapter": "lora", "lora_target_linear": True}
+STREAM = {"streaming": True, "max_steps": 5}
+TEXT = {"pretraining_dataset": [{"path": "a"}], "datasets": None, "max_steps": 5}
 
 
 def data(**entry: Any) -> list[dict[str, Any]]:
@@ -128,8 +130,43 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
         ({**HELD_OUT, "test_datasets": data()}, {"val_set_size": 0, "test_datasets": data()})
     ],
     "streams_need_an_end": [
-        ({"streaming": True}, None),
-        ({"pretraining_dataset": [{"path": "a"}]}, None),
+        ({"streaming": True}, {"streaming": True, "max_steps": 5}),
+        ({**TEXT, "max_steps": None}, TEXT),
+    ],
+    "pretraining_data_is_streamed": [
+        ({**TEXT, "streaming": False}, {**TEXT, "streaming": True}),
+    ],
+    "nothing_is_held_out_of_a_stream": [
+        ({**TEXT, **HELD_OUT}, {**TEXT, "test_datasets": data()}),
+        ({**STREAM, **HELD_OUT}, HELD_OUT),
+    ],
+    "whole_data_is_never_there": [
+        ({**STREAM, "dataset_exact_deduplication": True}, {"dataset_exact_deduplication": True}),
+        ({**STREAM, "dataset_shard_num": 2}, {"dataset_shard_num": 2}),
+        (
+            {**TEXT, "shuffle_before_merging_datasets": True},
+            {**TEXT, "shuffle_merged_datasets": True},
+        ),
+    ],
+    "streams_are_mixed_by_tokens": [
+        ({**TEXT, "dataset_mixing": {"by": "rows"}}, {**TEXT, "dataset_mixing": {"by": "tokens"}}),
+        ({**TEXT, "dataset_mixing": {"by": "tokens", "exhaust": "all"}}, TEXT),
+    ],
+    "only_text_is_joined": [
+        (
+            {**TEXT, "pretraining_sample_concatenation": True, "datasets": data()},
+            {**TEXT, "pretraining_sample_concatenation": True},
+        ),
+        (
+            {
+                "pretraining_dataset": data(type="alpaca"),
+                "datasets": None,
+                "max_steps": 5,
+                "sample_packing": True,
+                "pretrain_multipack_attn": False,
+            },
+            {**TEXT, "sample_packing": True, "pretrain_multipack_attn": False},
+        ),
     ],
     "kept_order_is_not_shuffled": [
         (

@@ -12,6 +12,7 @@ from newtune.config.quantization import BNB_DEFAULTS
 from newtune.config.run import SECTIONS
 
 LORA = {"adapter": "lora", "lora_target_linear": True}
+STREAM = {"streaming": True, "max_steps": 5}
 
 
 def sample(takes: str) -> Any:
@@ -139,6 +140,23 @@ def test_known_plugins_are_answered_and_others_refused_by_name() -> None:
         ({"lr_quadratic_warmup": True, "warmup_steps": 0}, "lr_quadratic_warmup"),
         ({"loss_watchdog_patience": 5}, "loss_watchdog_patience"),
         ({"num_epochs": 4, "max_steps": 5}, "num_epochs"),
+        ({"streaming_multipack_buffer_size": 5}, "streaming_multipack_buffer_size"),
+        ({"datasets": [{"path": "a", "skip": 5}]}, "datasets.0.skip"),
+        ({"datasets": [{"path": "a", "text_column": "x"}]}, "datasets.0.text_column"),
+        ({"pretraining_sample_concatenation": True}, "pretraining_sample_concatenation"),
+        ({"pretrain_multipack_attn": False, **STREAM}, "pretrain_multipack_attn"),
+        (
+            {
+                "pretrain_multipack_attn": False,
+                "max_steps": 5,
+                "pretraining_dataset": "a",
+                "datasets": None,
+            },
+            "pretrain_multipack_attn",
+        ),
+        ({"dataloader_num_workers": 2, **STREAM}, "dataloader_num_workers"),
+        ({"dataset_num_proc": 2, **STREAM}, "dataset_num_proc"),
+        ({"total_num_tokens": 5, "sample_packing": True, **STREAM}, "total_num_tokens"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),
         ({"ddp_timeout": 5}, "ddp_timeout"),
         ({"device_map": "auto"}, "device_map"),

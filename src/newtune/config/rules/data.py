@@ -146,14 +146,6 @@ def one_source_of_held_out_data(config: RunConfig) -> Iterator[Problem]:
         yield Problem("val_set_size", "excludes `test_datasets`", "Keep one of them.")
 
 
-@about("pretraining_dataset", "streaming", "max_steps")
-def streams_need_an_end(config: RunConfig) -> Iterator[Problem]:
-    """Streamed data has no known length: it needs `max_steps`."""
-    streamed = config.data.pretraining_dataset or config.data.streaming
-    if streamed and config.training.max_steps is None:
-        yield Problem("max_steps", "is required with streamed data, whose length is unknown")
-
-
 # Sequences
 
 

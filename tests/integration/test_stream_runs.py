@@ -1,0 +1,128 @@
+"""Streamed runs from configuration to result; a killed one goes on as if it never stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from newtune.cli import data, preprocess
+from newtune.config.load import load_config
+from newtune.errors import DataError
+from newtune.run import evaluate, prepare, train
+from newtune.run_dir import read_json_lines
+from streams import texts, write_texts
+from tiny import save_tiny_checkpoint
+
+BASE = """
+base_model: {folder}/model
+pretraining_dataset:
+  - path: {folder}/a.jsonl
+    type: pretrain
+  - path: {folder}/b.jsonl
+sequence_len: 96
+sample_packing: true
+streaming_multipack_buffer_size: 20
+micro_batch_size: 2
+gradient_accumulation_steps: 2
+learning_rate: 0.001
+max_steps: 9
+save_steps: 2
+logging_steps: 1
+dataset_prepared_path: {folder}/cache
+output_dir: {folder}/out
+bf16: false
+"""
+KILLED = """
+import os, signal, sys
+from newtune.config.load import load_config
+from newtune.run import train
+from newtune.training.stream_place import StreamPlace
+count = StreamPlace.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    count(self, args, state, control, **kwargs)
+    if state.global_step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+StreamPlace.on_step_end = on_step_end
+train(load_config(sys.argv[1], ["--output_dir", sys.argv[2]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stream")
+    save_tiny_checkpoint(folder / "model")
+    write_texts(folder / "a.jsonl", texts(40, seed=1))
+    write_texts(folder / "b.jsonl", texts(25, seed=2, longest=20))
+    (folder / "run.yaml").write_text(BASE.format(folder=folder))
+    return folder
+
+
+def comparable(out):
+    varying = {"time", "tokens_per_second", "memory_bytes", "train_runtime"}
+    lines = [{k: v for k, v in line.items() if k not in varying} for line in read_json_lines(out)]
+    return [line for line in lines if "loss" in line]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(folder):
+    whole, killed = folder / "whole", folder / "killed"
+    train(load_config(folder / "run.yaml", ["--output_dir", str(whole)]))
+    script = [sys.executable, "-c", KILLED, str(folder / "run.yaml"), str(killed)]
+    assert subprocess.run(script, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert not (killed / "model.safetensors").exists()
+    state = json.loads((killed / "checkpoint-6" / "newtune_state.json").read_text())
+    assert state["stream"]["first"] != 24, "the place should lie within a buffer"
+    resumed = ["--output_dir", str(killed), "--auto_resume_from_checkpoints", "true"]
+    train(load_config(folder / "run.yaml", resumed))
+    left, right = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    assert left.keys() == right.keys()
+    assert all((left[name] == right[name]).all() for name in left)
+    assert comparable(whole / "metrics.jsonl") == comparable(killed / "metrics.jsonl")
+    counts = json.loads((whole / "data.json").read_text())
+    assert counts == json.loads((killed / "data.json").read_text())
+    assert [Path(entry["name"]).name for entry in counts] == ["a.jsonl", "b.jsonl"]
+    assert sum(entry["token_share"] for entry in counts) == pytest.approx(1, abs=0.001)
+
+
+def test_the_plan_says_what_is_known(folder):
+    plan = prepare(load_config(folder / "run.yaml")).plan
+    assert plan.training.steps.total_steps == 9
+    assert plan.tokens_per_step == 96 * 4
+    assert plan.data_facts.streamed
+
+
+def test_a_source_without_a_trained_token_stops_before_training(folder):
+    empty = write_texts(folder / "empty.jsonl", [""] * 5)
+    config = load_config(folder / "run.yaml", ["--pretraining_dataset.1.path", str(empty)])
+    with pytest.raises(DataError, match="5 rows in a row gave no trained token"):
+        prepare(config)
+
+
+def test_held_out_data_is_prepared_ahead(folder, capsys):
+    write_texts(folder / "test.jsonl", texts(6, seed=9))
+    overrides = [
+        *("--output_dir", str(folder / "evaluated")),
+        *("--max_steps", "2"),
+        *("--test_datasets", f"[{{path: {folder}/test.jsonl, type: completion}}]"),
+    ]
+    config = load_config(folder / "run.yaml", overrides)
+    report = train(config)
+    assert [step for step, _ in report.eval_losses] == [2]
+    counts = json.loads((folder / "evaluated" / "data.json").read_text())
+    assert [Path(entry["name"]).name for entry in counts] == ["a.jsonl", "b.jsonl", "test.jsonl"]
+    assert counts[2]["rows_read"] == 6
+    assert evaluate(config).scores["eval_loss"] == pytest.approx(report.eval_losses[0][1], rel=1e-5)
+
+
+def test_commands_about_data_say_what_a_stream_is(folder, capsys):
+    assert preprocess.run(folder / "run.yaml", []) == 0
+    assert "streamed: there is nothing to prepare" in capsys.readouterr().out
+    assert data.run(folder / "run.yaml", [], rows=2) == 0
+    shown = capsys.readouterr().out
+    assert "sequence 2: " in shown
+    assert "a.jsonl, row " in shown
+    with pytest.raises(DataError, match="only its first sequences can be shown"):
+        data.run(folder / "run.yaml", [], row=3)
