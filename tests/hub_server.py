@@ -452,7 +452,17 @@ def commit(call: Call) -> Answer:
     return _json({"success": True, "commitOid": made.id, "commitUrl": url})
 
 
+def auth_check(call: Call) -> Answer:
+    call.repo(content=True)
+    return _json({})
+
+
 def validate_card(call: Call) -> Answer:
+    """Refuse what the hub refuses: a base that is a path."""
+    base = re.search(r"^base_model: (.*)$", call.json["content"], re.MULTILINE)
+    if base and not re.fullmatch(r'"?[\w.-]+(/[\w.-]+)?"?', base[1]):
+        message = f'"base_model" with value {base[1]} is not valid. Use a model id.'
+        raise HubError(400, "", message, errors=[{"message": message}], warnings=[])
     return _json({"errors": [], "warnings": []})
 
 
@@ -466,6 +476,7 @@ ROUTES: tuple[tuple[str, str, Callable[[Call], Answer]], ...] = (
     ("GET", rf"{_API}(/revision/(?P<revision>[^/]+))?", info),
     ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(/(?P<path>.*))?", tree),
     ("POST", rf"{_API}/paths-info/(?P<revision>[^/]+)", paths_info),
+    ("GET", rf"{_API}/auth-check", auth_check),
     ("GET", rf"{_API}/refs", refs),
     ("GET", rf"{_API}/commits/(?P<revision>[^/]+)", commits),
     ("POST", rf"{_API}/branch/(?P<revision>[^/]+)", create_branch),

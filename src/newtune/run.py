@@ -32,9 +32,11 @@ from newtune.outputs.load import (
     load_trained,
 )
 from newtune.outputs.merge import Merged, merge_adapter
+from newtune.outputs.publish import open_repository
 from newtune.outputs.report import RunReport, report_run
+from newtune.outputs.result_files import result_kind
 from newtune.outputs.save import save_final, with_template
-from newtune.outputs.upload import check_hub, upload_result
+from newtune.outputs.upload import collect_result, upload_result
 from newtune.plan.parts import Dtype, ModelFacts, Plan
 from newtune.plan.plan import make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
@@ -88,7 +90,12 @@ def train(config: RunConfig) -> RunReport:
     prepared = prepare(config)
     plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
     refuse_unread_keys(config)
-    check_hub(plan.output.hub)
+    hub = plan.output.hub
+    repository = None
+    if hub is not None:
+        repository = open_repository(
+            hub.model_id, asked_by="`hub_model_id`", private=hub.private, revision=hub.revision
+        )
     describe(run_dir, config, prepared)
 
     set_seed(plan.training.steps.seed)  # an adapter's first weights are drawn when it is made
@@ -110,8 +117,8 @@ def train(config: RunConfig) -> RunReport:
         write_json(run_dir.data_file, [*batches.train.read_at_end(), *counted_ahead(prepared)])
     save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
     report = report_run(run_dir, plan)
-    if plan.output.hub is not None:
-        upload_result(run_dir.root, plan.output.hub)
+    if repository is not None:
+        upload_result(repository, collect_result(run_dir, result_kind(run_dir)))
     return report
 
 

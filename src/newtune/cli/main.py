@@ -78,6 +78,44 @@ def merge(
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
+def upload(
+    context: typer.Context,
+    run: ConfigOrFolder,
+    *,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The merged model, with the proof of the merge.")
+    ] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapter (what a run leaves, if it has one).")
+    ] = False,
+    to: Annotated[str | None, typer.Option(help="OWNER/NAME; empty: `hub_model_id`.")] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, made if it is not there. Empty: `hub_revision`.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and their sizes; upload nothing.")
+    ] = False,
+) -> None:
+    """Upload the trained adapter or model, or the merged model, to a hub, with its card."""
+    if merged and adapter:
+        raise typer.BadParameter("give only one of --merged and --adapter")
+    call(
+        "upload",
+        run,
+        context.args,
+        merged=merged,
+        adapter=adapter,
+        to=to,
+        private=private,
+        revision=revision,
+        dry_run=dry_run,
+    )
+
+
+@app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
 def chat(
     context: typer.Context,
     config: ConfigOrFolder,

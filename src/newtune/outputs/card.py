@@ -13,10 +13,16 @@ CARD = "README.md"
 
 
 def write_card(run_dir: RunDir, plan: Plan, results: Mapping[str, Any]) -> None:
-    """Write the card of a finished run; `results` is the content of summary.json."""
+    """Write the card of a finished run, and that of its merged model, if there is one.
+
+    `results` is the content of summary.json.
+    """
     counts = _read_json(run_dir.data_file, [])
     environment = _read_json(run_dir.environment_file, {})
     write_text(run_dir.root / CARD, card_text(plan, results, counts, environment))
+    if results["merge"] is not None:
+        text = card_text(plan, results, counts, environment, merged=True)
+        write_text(run_dir.merged / CARD, text)
 
 
 def card_text(
@@ -24,44 +30,60 @@ def card_text(
     results: Mapping[str, Any],
     counts: list[Mapping[str, Any]],
     environment: Mapping[str, Any],
+    *,
+    merged: bool = False,
 ) -> str:
-    """Return the card as Markdown."""
+    """Return the card as Markdown: of what was trained, or of the merged model."""
     sections = (
-        _title(plan),
+        _title(plan, merged=merged),
         _scores(results),
-        _use(plan),
+        _use(plan, is_adapter=plan.adapter is not None and not merged),
+        _proof(results["merge"]) if merged else (),
         _data(plan, counts),
         _training(plan, results),
         _versions(environment),
     )
     body = "\n\n".join("\n".join(lines) for section in sections if (lines := list(section)))
     # JSON values are YAML values, and quoting never surprises
-    front = [f"{key}: {json.dumps(value)}" for key, value in front_matter(plan).items()]
+    front = [
+        f"{key}: {json.dumps(value)}" for key, value in front_matter(plan, merged=merged).items()
+    ]
     return "\n".join(["---", *front, "---", "", body, ""])
 
 
-def front_matter(plan: Plan) -> dict[str, Any]:
-    """Return what hubs read: base, library, tags."""
-    adapter = plan.adapter is not None
+def front_matter(plan: Plan, *, merged: bool = False) -> dict[str, Any]:
+    """Return what hubs read: base, library, tags.
+
+    A base of this machine is left out: a hub refuses a card that names one it does not have.
+    """
+    source, adapter = plan.model.source, plan.adapter is not None
+    base = {"base_model": source} if is_hub_id(source) else {}
+    tags = ["newtune", "lora" if adapter else "full-fine-tuning", *(["merged"] if merged else [])]
     return {
-        "base_model": published_name(plan.model.source),
-        "library_name": "peft" if adapter else "transformers",
+        **base,
+        "library_name": "peft" if adapter and not merged else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["newtune", "lora" if adapter else "full-fine-tuning"],
+        "tags": tags,
     }
+
+
+def is_hub_id(source: str) -> bool:
+    """Tell a hub id from a path of this machine."""
+    return source.count("/") <= 1 and not source.endswith(".gguf") and not Path(source).exists()
 
 
 def published_name(source: str) -> str:
     """Return a hub id as it is, and of a local path only the last part."""
-    is_hub_id = source.count("/") <= 1 and not Path(source).exists()
-    return source if is_hub_id else Path(source).name
+    return source if is_hub_id(source) else Path(source).name
 
 
-def _title(plan: Plan) -> Iterator[str]:
+def _title(plan: Plan, *, merged: bool) -> Iterator[str]:
     base = published_name(plan.model.source)
     yield f"# {plan.output.folder.name}"
     yield ""
-    if plan.adapter is None:
+    if merged:
+        yield f"`{base}` with a LoRA adapter merged in, trained and merged with newtune."
+    elif plan.adapter is None:
         yield f"`{base}`, all of its weights fine-tuned with newtune."
     else:
         yield f"A LoRA adapter of rank {plan.adapter.rank} for `{base}`, trained with newtune."
@@ -84,25 +106,38 @@ def _scores(results: Mapping[str, Any]) -> Iterator[str]:
     yield f"| tokens trained on | {results['tokens']:,} |"
 
 
-def _use(plan: Plan) -> Iterator[str]:
+def _use(plan: Plan, *, is_adapter: bool) -> Iterator[str]:
     yield "## Use"
     yield ""
     yield "```python"
-    if plan.adapter is not None:
+    if is_adapter:
         yield "from peft import PeftModel"
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
     yield ""
     yield 'folder = "."  # this folder, or its hub id'
     yield "tokenizer = AutoTokenizer.from_pretrained(folder)"
-    if plan.adapter is None:
-        yield "model = AutoModelForCausalLM.from_pretrained(folder)"
-    else:
+    if is_adapter:
         yield f'base = AutoModelForCausalLM.from_pretrained("{published_name(plan.model.source)}")'
         yield "model = PeftModel.from_pretrained(base, folder)"
+    else:
+        yield "model = AutoModelForCausalLM.from_pretrained(folder)"
     yield "```"
-    if plan.adapter is not None:
+    if is_adapter:
         yield ""
         yield "A `merged/` folder beside this card, if there is one, loads without PEFT."
+
+
+def _proof(merge: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Proof of the merge"
+    yield ""
+    yield f"Compared with base + adapter on {merge['positions']:,} tokens ({merge['source']}):"
+    yield ""
+    yield "| measure | value |"
+    yield "|---|---|"
+    yield f"| precision | {merge['dtype']} |"
+    yield f"| largest logit difference | {merge['largest_logit_difference']:.3g} |"
+    yield f"| KL(adapter‖merged), share of KL(adapter‖base) | {merge['kl_share']:.3%} |"
+    yield f"| equal greedy tokens | {merge['equal_greedy']:.2%} |"
 
 
 def _data(plan: Plan, counts: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -1,64 +1,47 @@
-"""Upload a run's result to a model hub: adapter or model, tokenizer and card, no checkpoints."""
+"""Upload a run's result to a model hub: weights, tokenizer, card; one commit, nothing else."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
 
-from newtune.errors import ExportError, SetupError
+from newtune.hub import Repository
 from newtune.logs import notice
-from newtune.plan.parts import HubPlan
-
-STAYS_HERE = ("checkpoint-*", "merged/*", "*.partial", ".*")
-"""What is not uploaded: everything that a user of the model has no use for."""
-
-
-class HubApi(Protocol):
-    """What is needed of `huggingface_hub.HfApi`."""
-
-    def create_repo(self, repo_id: str, **options: Any) -> Any:
-        """Make a repository."""
-        ...
-
-    def upload_folder(self, **options: Any) -> Any:
-        """Write a folder's files as one commit."""
-        ...
+from newtune.outputs.publish import Change, commit, listed_files
+from newtune.outputs.result_files import Published, left_behind, result_files
+from newtune.run_dir import RunDir
 
 
-def check_hub(hub: HubPlan | None) -> None:
-    """Make sure, before weights load, that there is a token to upload with.
+@dataclass(frozen=True)
+class ResultFiles:
+    """What an upload consists of."""
 
-    Raises:
-        SetupError: there is none.
-    """
-    from huggingface_hub import get_token
+    kind: Published
+    files: dict[str, Path]
 
-    if hub is not None and get_token() is None:
-        raise SetupError(
-            f"`hub_model_id: {hub.model_id}` asks for an upload, but there is no token. Log in "
-            "with `hf auth login` or set HF_TOKEN; or leave `hub_model_id` out."
-        )
+    def sizes(self) -> dict[str, int]:
+        """Return bytes by path in the repository."""
+        return {name: path.stat().st_size for name, path in self.files.items()}
 
 
-def upload_result(folder: Path, hub: HubPlan, *, api: HubApi | None = None) -> None:
-    """Upload what lies at the folder's root, as one commit.
+def collect_result(run_dir: RunDir, kind: Published) -> ResultFiles:
+    """Return what an upload of this result consists of, checked.
 
     Raises:
-        ExportError: the hub refused it or cannot be reached; the result stays in `folder`.
+        ExportError: the result is incomplete or changed, or a merged model is not proven.
     """
-    from huggingface_hub import HfApi
+    return ResultFiles(kind, result_files(run_dir, kind))
 
-    hub_api = cast("HubApi", HfApi()) if api is None else api
-    try:
-        hub_api.create_repo(hub.model_id, private=hub.private, exist_ok=True)
-        hub_api.upload_folder(
-            repo_id=hub.model_id,
-            folder_path=str(folder),
-            revision=hub.revision,
-            ignore_patterns=list(STAYS_HERE),
-            commit_message="Upload the result of a newtune run",
-        )
-    except (OSError, ValueError) as error:  # hub errors derive from OSError
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(
-            f"the upload to {hub.model_id} failed: {reason} The result is whole in {folder}."
-        ) from error
-    notice(f"Uploaded to {hub.model_id}")
+
+def upload_result(repository: Repository, result: ResultFiles) -> str:
+    """Upload a result as one commit, in which an earlier model's files go; return its address.
+
+    Raises:
+        ExportError: the hub refused it or cannot be reached; the result stays where it is.
+    """
+    change = Change(
+        files=result.files,
+        message=f"Upload the {result.kind} of a newtune run",
+        removed=left_behind(listed_files(repository), result.files),
+    )
+    address = commit(repository, change)
+    notice(f"Uploaded the {result.kind} to {repository.page}")
+    return address

@@ -7,6 +7,7 @@ import pytest
 
 from newtune.outputs.card import card_text, front_matter, published_name
 from newtune.outputs.report import read_report, report_run
+from newtune.outputs.verify import MergeReport
 from newtune.run_dir import RunDir, write_json
 from runs import TinyRun
 
@@ -47,10 +48,17 @@ def test_the_summary_adds_up(run_dir, plan):
 
 
 def test_the_summary_names_the_proof_of_the_merge(run_dir, plan):
-    write_json(run_dir.merged / "verification.json", {"passed": True, "kl_share": 0.001})
+    proof = MergeReport(6, 1200, "held-out rows", "float32", 0.01, 1e-6, 1e-3, 0.995, 0.4, 0.1)
+    write_json(run_dir.merged / "verification.json", proof.as_dict())
     report = report_run(run_dir, plan)
-    assert report.merge == {"passed": True, "kl_share": 0.001}
+    assert report.merge is not None
+    assert report.merge["kl_share"] == pytest.approx(0.001)
     assert json.loads(run_dir.summary_file.read_text())["merge"]["passed"] is True
+    card = (run_dir.merged / "README.md").read_text()
+    assert "| equal greedy tokens | 99.50% |" in card
+    assert "1,200 tokens (held-out rows)" in card
+    assert 'library_name: "transformers"' in card
+    assert "PeftModel" not in card
     assert (run_dir.root / "README.md").read_text().startswith("---\nbase_model:")
 
 
