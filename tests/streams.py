@@ -101,7 +101,7 @@ class ListedRows:
 
     def __init__(self, rows: Sequence[dict[str, Any]], *, fails: Sequence[int] = ()) -> None:
         self.name = "listed"
-        self.fingerprint = "listed"
+        self.identity = {"content": "listed"}
         self.rows = rows
         self.fails = set(fails)
         self.reads = 0
@@ -115,3 +115,6 @@ class ListedRows:
 
     def anchor(self) -> None:
         return None
+
+    def return_to(self, identity: Any) -> None:
+        assert identity == self.identity

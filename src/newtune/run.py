@@ -227,7 +227,9 @@ def prepare(config: RunConfig) -> Prepared:
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     if side.family == "mistral":
         tokenizer.padding_side = "left"
-    data = (prepare_stream if config.is_streamed else prepare_data)(config, tokenizer)
+    data = (
+        prepare_stream(config, tokenizer) if config.is_streamed else prepare_data(config, tokenizer)
+    )
     new_ids = new_token_ids(config.tokenizer, config.model, tokenizer)
     plan = make_plan(config, world, side, data.facts, new_tokens=len(new_ids))
     check_schedule(plan.training.schedule)

@@ -1,15 +1,17 @@
 """Streamed runs from configuration to result; a killed one goes on as if it never stopped."""
 
+import gzip
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from safetensors.torch import load_file
 
-from newtune.cli import data, preprocess
 from newtune.config.load import load_config
 from newtune.errors import DataError
 from newtune.run import evaluate, prepare, train
@@ -22,7 +24,9 @@ base_model: {folder}/model
 pretraining_dataset:
   - path: {folder}/a.jsonl
     type: pretrain
-  - path: {folder}/b.jsonl
+  - path: {folder}/b.jsonl.gz
+  - path: {folder}/c
+    weight: 0.5
 sequence_len: 96
 sample_packing: true
 streaming_multipack_buffer_size: 20
@@ -56,7 +60,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stream")
     save_tiny_checkpoint(folder / "model")
     write_texts(folder / "a.jsonl", texts(40, seed=1))
-    write_texts(folder / "b.jsonl", texts(25, seed=2, longest=20))
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts(25, seed=2, longest=20))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    (folder / "c").mkdir()
+    for number in range(3):
+        table = pa.table({"text": texts(9, seed=3 + number)})
+        pyarrow.parquet.write_table(table, folder / f"c/part-{number}.parquet", row_group_size=4)
     (folder / "run.yaml").write_text(BASE.format(folder=folder))
     return folder
 
@@ -83,7 +92,7 @@ def test_a_killed_run_goes_on_bit_for_bit(folder):
     assert comparable(whole / "metrics.jsonl") == comparable(killed / "metrics.jsonl")
     counts = json.loads((whole / "data.json").read_text())
     assert counts == json.loads((killed / "data.json").read_text())
-    assert [Path(entry["name"]).name for entry in counts] == ["a.jsonl", "b.jsonl"]
+    assert [Path(entry["name"]).name for entry in counts] == ["a.jsonl", "b.jsonl.gz", "c"]
     assert sum(entry["token_share"] for entry in counts) == pytest.approx(1, abs=0.001)
 
 
@@ -101,7 +110,7 @@ def test_a_source_without_a_trained_token_stops_before_training(folder):
         prepare(config)
 
 
-def test_held_out_data_is_prepared_ahead(folder, capsys):
+def test_held_out_data_is_prepared_ahead(folder):
     write_texts(folder / "test.jsonl", texts(6, seed=9))
     overrides = [
         *("--output_dir", str(folder / "evaluated")),
@@ -112,17 +121,6 @@ def test_held_out_data_is_prepared_ahead(folder, capsys):
     report = train(config)
     assert [step for step, _ in report.eval_losses] == [2]
     counts = json.loads((folder / "evaluated" / "data.json").read_text())
-    assert [Path(entry["name"]).name for entry in counts] == ["a.jsonl", "b.jsonl", "test.jsonl"]
-    assert counts[2]["rows_read"] == 6
+    assert [Path(entry["name"]).name for entry in counts][-1] == "test.jsonl"
+    assert counts[-1]["rows_read"] == 6
     assert evaluate(config).scores["eval_loss"] == pytest.approx(report.eval_losses[0][1], rel=1e-5)
-
-
-def test_commands_about_data_say_what_a_stream_is(folder, capsys):
-    assert preprocess.run(folder / "run.yaml", []) == 0
-    assert "streamed: there is nothing to prepare" in capsys.readouterr().out
-    assert data.run(folder / "run.yaml", [], rows=2) == 0
-    shown = capsys.readouterr().out
-    assert "sequence 2: " in shown
-    assert "a.jsonl, row " in shown
-    with pytest.raises(DataError, match="only its first sequences can be shown"):
-        data.run(folder / "run.yaml", [], row=3)

@@ -11,7 +11,7 @@ from newtune.data.collate import collate
 from newtune.data.stream.prepare import StreamedData
 from newtune.run import prepare
 from runs import PAD, plain_loss_sum
-from streams import texts, write_texts
+from streams import sequences, texts, write_texts
 from tiny import save_tiny_checkpoint, tiny_llama
 
 BASE = """
@@ -23,20 +23,6 @@ micro_batch_size: 1
 gradient_accumulation_steps: 1
 learning_rate: 0.001
 max_steps: 5
-dataset_prepared_path: {folder}/cache
-output_dir: {folder}/out
-bf16: false
-"""
-MAP = """
-base_model: {folder}/model
-datasets:
-  - path: {folder}/rows.jsonl
-    type: completion
-shuffle_merged_datasets: false
-sequence_len: 96
-micro_batch_size: 1
-gradient_accumulation_steps: 1
-learning_rate: 0.001
 dataset_prepared_path: {folder}/cache
 output_dir: {folder}/out
 bf16: false
@@ -67,7 +53,6 @@ def folder(tmp_path_factory):
     rows = [{"text": text, "other": text[::-1]} for text in texts(30, seed=4)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "run.yaml").write_text(BASE.format(folder=folder))
-    (folder / "map.yaml").write_text(MAP.format(folder=folder))
     return folder
 
 
@@ -75,8 +60,7 @@ def first(folder, overrides, count=20):
     config = load_config(folder / "run.yaml", overrides)
     prepared = prepare(config)
     assert isinstance(prepared.data, StreamedData)
-    laid = prepared.data.first_sequences(count)
-    return prepared, laid, config
+    return prepared, sequences(prepared.data.blocks, count), config
 
 
 @cache
@@ -92,20 +76,6 @@ def test_the_key_changes_the_stream(folder, key, value, besides):
     with_it, unread = outcome(folder, (*besides, f"--{key}", value))
     assert not unread
     assert with_it != without
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_stream_is_the_prepared_data_in_its_order(folder, streaming):
-    store = prepare(load_config(folder / "map.yaml")).data.train
-    if streaming:
-        config = load_config(folder / "map.yaml", ["--streaming", "true", "--max_steps", "5"])
-        laid = prepare(config).data.first_sequences(len(store))
-    else:
-        _, laid, _ = first(folder, ("--shuffle_merged_datasets", "false"), len(store))
-    for entry, example in zip(laid, store, strict=True):
-        (streamed,) = entry.examples
-        assert streamed.input_ids.tolist() == example.input_ids.tolist()
-        assert streamed.labels.tolist() == example.labels.tolist()
 
 
 @pytest.mark.parametrize("key", ["sample_packing", "pretraining_sample_concatenation"])

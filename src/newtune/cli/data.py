@@ -1,8 +1,10 @@
 """`newtune data CONFIG`: what is trained, as the trainer gets it: packs, rows, a page, JSON."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from newtune.cli.config_file import read_config
 from newtune.cli.show_data import (
@@ -17,13 +19,10 @@ from newtune.cli.target import check_target
 from newtune.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from newtune.cli.shown_run import ShownRun
     from newtune.config.run import RunConfig
-    from newtune.data.inspect.batches import Batches, BatchView, ExampleView
+    from newtune.data.inspect.batches import BatchView, ExampleView
     from newtune.data.inspect.rows import RowReading
-    from newtune.data.prepare import PreparedData
-    from newtune.run import Prepared
 
 
 def run(
@@ -50,100 +49,34 @@ def run(
         ExportError: the page cannot be written there.
     """
     config = read_config(config_path, overrides)
-    if config.is_streamed:
-        from newtune.cli.show_stream import show_stream
-
-        if batch or evaluation or row or dropped or dataset or html or as_json:
-            raise DataError(
-                "The data is streamed: only its first sequences can be shown. Leave out every "
-                "option but `--rows`."
-            )
-        return show_stream(config, rows)
     if row is not None:
         return _row(config, row, dataset, evaluation=evaluation, limit=limit, as_json=as_json)
     if dropped:
         return _dropped(config, dataset, limit, as_json=as_json)
     if html is not None:
         check_target(html, "--html")
+    from newtune.cli.shown_run import ShownRun
     from newtune.run import prepare
 
-    shown = _Run(config, prepare(config), evaluation=evaluation)
-    first = shown.index_of(batch)
-    if html is not None:
-        return _page(shown, html, first, batches)
-    if as_json:
-        numbers = range(first, min(first + (1 if batch else batches), len(shown.batches)))
-        show_machine_json(shown.as_dict([shown.view(number) for number in numbers]))
-        return 0
-    if batch:
-        show_batch(shown.view(first), shown.words(first))
-    else:
-        _show_packs(shown, rows)
-    show_legend()
-    show_counts(shown.prepared.data.counts)
-    show_totals(cast("PreparedData", shown.prepared.data))
+    with closing(ShownRun(config, prepare(config), evaluation=evaluation)) as shown:
+        first = shown.index_of(batch)
+        if html is not None:
+            return _page(shown, html, first, batches)
+        if as_json:
+            numbers = range(first, min(first + (1 if batch else batches), len(shown.batches)))
+            show_machine_json(shown.as_dict([shown.view(number) for number in numbers]))
+            return 0
+        if batch:
+            show_batch(shown.view(first), shown.words(first))
+        else:
+            _show_packs(shown, rows)
+        show_legend()
+        show_counts(shown.counts)
+        show_totals(shown.prepared.data)
     return 0
 
 
-class _Run:
-    """The micro-batches of a run, prepared and not started."""
-
-    def __init__(self, config: "RunConfig", prepared: "Prepared", *, evaluation: bool) -> None:
-        from newtune.run import training_data
-
-        self.config, self.prepared, self.evaluation = config, prepared, evaluation
-        feed = training_data(prepared)
-        if evaluation and feed.evaluation is None:
-            raise DataError("No rows are held out: give `test_datasets` or `val_set_size`.")
-        self.batches = cast("Batches", feed.evaluation if evaluation else feed.train)
-        self.reading = _reading(config, prepared.tokenizer)
-
-    @property
-    def unit(self) -> str:
-        """What stands in one sequence."""
-        packing = self.prepared.data.packing
-        return "pack" if (packing.eval_packed if self.evaluation else packing.packed) else "example"
-
-    def index_of(self, batch: int | None) -> int:
-        """Return the place of micro-batch `batch`, which counts from 1; the first for None."""
-        if batch is not None and batch > len(self.batches):
-            raise DataError(f"There is no micro-batch {batch}: the run has {len(self.batches):,}.")
-        return batch - 1 if batch else 0
-
-    def view(self, number: int) -> "BatchView":
-        """Read micro-batch `number` (from 0) back from its tensors."""
-        from newtune.data.inspect.batches import origins_of, view_batch
-
-        names = [plan.name for plan in self.reading.datasets]
-        packs = origins_of(self.batches, number, names)
-        texts, turns = self.reading.texts, self.reading.turns
-        return view_batch(self.batches[number], number, packs, texts, turns)
-
-    def words(self, number: int) -> str:
-        """Say where in the run micro-batch `number` stands."""
-        total = len(self.batches)
-        if self.evaluation:
-            return f"Evaluation batch {number + 1:,} of {total:,}"
-        steps = self.prepared.plan.training.steps
-        step = f"step {number // steps.accumulation + 1:,} of {steps.total_steps:,}"
-        return f"Micro-batch {number + 1:,} of {total:,}, {step}"
-
-    def as_dict(self, views: Sequence["BatchView"]) -> dict[str, object]:
-        """Return what `--json` prints."""
-        from newtune.data.inspect.plain import batch_as_dict, counts_as_dict
-
-        data = self.prepared.data
-        return {
-            "data": "eval" if self.evaluation else "train",
-            "batches_in_all": len(self.batches),
-            "batches": [batch_as_dict(view) for view in views],
-            "datasets": [counts_as_dict(count) for count in data.counts],
-            "packing_efficiency": data.facts.packing_efficiency,
-            "choices": dict(_choices(self.config, self.prepared, self.reading)),
-        }
-
-
-def _show_packs(shown: _Run, wanted: int) -> None:
+def _show_packs(shown: "ShownRun", wanted: int) -> None:
     """Print the first packs (or examples) of the run, read off its micro-batches."""
     number = 0
     for index in range(len(shown.batches)):
@@ -157,13 +90,11 @@ def _show_packs(shown: _Run, wanted: int) -> None:
 
 
 def _packs(examples: Sequence["ExampleView"]) -> Iterator[list["ExampleView"]]:
-    from itertools import groupby
-
     for _, members in groupby(examples, lambda example: example.pack):
         yield list(members)
 
 
-def _page(shown: _Run, path: Path, first: int, most: int) -> int:
+def _page(shown: "ShownRun", path: Path, first: int, most: int) -> int:
     from newtune.data.inspect.page import MOST_TOKENS, Page, render_page
     from newtune.run_dir import write_text
 
@@ -175,17 +106,15 @@ def _page(shown: _Run, path: Path, first: int, most: int) -> int:
         if views and positions > MOST_TOKENS:
             break
         views.append(view)
-    data = cast("PreparedData", shown.prepared.data)
     kind = "evaluation batches" if shown.evaluation else "micro-batches"
     words = f"{kind} {first + 1:,} to {first + len(views):,} of {len(shown.batches):,}"
-    store = data.evaluation if shown.evaluation and data.evaluation else data.train
     page = Page(
         title=str(shown.config.source or "configuration"),
-        figures=list(_figures(shown)),
-        choices=list(_choices(shown.config, shown.prepared, shown.reading)),
-        counts=data.counts,
-        lengths=store.lengths,
-        sequence_len=data.packing.sequence_len,
+        figures=list(shown.figures()),
+        choices=list(shown.choices()),
+        counts=shown.counts,
+        lengths=shown.lengths(views),
+        sequence_len=shown.prepared.data.packing.sequence_len,
         batches=[(shown.words(view.number), view) for view in views],
         shown=words,
         unit=shown.unit,
@@ -193,47 +122,6 @@ def _page(shown: _Run, path: Path, first: int, most: int) -> int:
     write_text(path, render_page(page))
     show_page_written(path, words)
     return 0
-
-
-def _figures(shown: _Run) -> Iterator[tuple[str, str]]:
-    facts = shown.prepared.data.facts
-    yield "examples to train", f"{facts.train_examples:,}"
-    yield "held out", f"{facts.eval_examples:,}"
-    yield "tokens", f"{facts.tokens:,}"
-    yield "trained tokens", f"{facts.trained_tokens / max(facts.tokens, 1):.1%}"
-    if facts.packing_efficiency is not None:
-        yield "packs an epoch", f"{facts.packs_in_epoch(0):,}"
-        yield "packs are full to", f"{facts.packing_efficiency:.1%}"
-    yield "steps", f"{shown.prepared.plan.training.steps.total_steps:,}"
-
-
-def _choices(
-    config: "RunConfig", prepared: "Prepared", reading: "RowReading"
-) -> Iterator[tuple[str, str]]:
-    """Yield what decides about masks and packs: (key, value in words)."""
-    data, entries = config.data, [*config.data.datasets, *config.data.test_datasets]
-    for number, (entry, plan) in enumerate(zip(entries, reading.datasets, strict=True)):
-        options = plan.options
-        key = "test_datasets" if plan.held_out else "datasets"
-        number -= len(data.datasets) if plan.held_out else 0
-        form = entry.type if isinstance(entry.type, str) else "a prompt of one's own"
-        said = [f"{plan.name}, type {form if entry.type else 'none (rows of tokens)'}"]
-        if options.template is not None:
-            name = entry.chat_template or data.chat_template or "tokenizer_default"
-            said += [f"chat_template {name}"]
-            said += [f"roles_to_train {', '.join(options.roles_to_train) or 'none'}"]
-            said += [f"train_on_eos {options.train_on_eos}, train_on_eot {options.train_on_eot}"]
-        said += [f"train_on_inputs {'true' if options.train_on_inputs else 'false'}"]
-        yield f"{key}.{number}", " · ".join(said)
-    packing, plan_ = prepared.data.packing, prepared.plan
-    yield "sequence_len", f"{packing.sequence_len:,} tokens"
-    yield "sample_packing", "true" if packing.packed else "false"
-    layout = "laid end to end" if plan_.training.flatten else "one under the other, padded"
-    steps = plan_.training.steps
-    yield "micro_batch_size", f"{steps.rows_per_device:,}, sequences {layout}"
-    yield "gradient_accumulation_steps", f"{steps.accumulation:,}"
-    isolation = "stays inside each example: positions restart at 0, and no mask is needed"
-    yield "attention", f"{plan_.model.attention}; it {isolation}"
 
 
 def _row(
@@ -246,24 +134,29 @@ def _row(
     as_json: bool,
 ) -> int:
     """Show one row; what stops the preparation, if anything, is raised after it was shown."""
-    from newtune.data.inspect.fate import fate_of
+    from newtune.cli.shown_run import row_reading
+    from newtune.data.inspect.fate import fate_in_stream, fate_of
     from newtune.data.inspect.plain import row_as_dict
     from newtune.data.prepare import prepare_data
     from newtune.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.tokenizer, config.model)
-    reading = _reading(config, tokenizer)
-    view = reading.row(_dataset(reading, dataset, evaluation=evaluation), number)
-    fate, failure = None, None
+    reading = row_reading(config, tokenizer)
+    place = _dataset(reading, dataset, evaluation=evaluation)
+    view = reading.row(place, number)
+    fate, failure = None, view.error
     try:
-        fate = fate_of(view, prepare_data(config, tokenizer))
+        if not config.is_streamed:
+            fate = fate_of(view, prepare_data(config, tokenizer))
+        elif not failure:
+            fate = fate_in_stream(view, held_out=reading.datasets[place].held_out)
     except DataError as error:
         failure = view.error or error
     if as_json:
         show_machine_json(row_as_dict(view, fate or f"preparation stops: {failure}"))
     else:
         show_row(view, fate, limit)
-    if failure:
+    if fate is None and failure:
         raise failure
     return 0
 
@@ -290,6 +183,12 @@ def _dropped(config: "RunConfig", dataset: int | None, limit: int | None, *, as_
     from newtune.data.prepare import prepare_data
     from newtune.model.tokenizer import load_tokenizer
 
+    if config.is_streamed:
+        raise DataError(
+            "Rows of a stream are read while the run goes on: what is dropped is in the run's "
+            "`data.json`, and why a row is, `--row N` tells. Without `--dropped`, the counts are "
+            "those of the micro-batches shown."
+        )
     data = prepare_data(config, load_tokenizer(config.tokenizer, config.model))
     counts = data.counts[dataset - 1 : dataset] if dataset else data.counts
     if not counts:
@@ -299,17 +198,3 @@ def _dropped(config: "RunConfig", dataset: int | None, limit: int | None, *, as_
     else:
         show_dropped(counts, limit)
     return 0
-
-
-def _reading(config: "RunConfig", tokenizer: "PreTrainedTokenizerBase") -> "RowReading":
-    from newtune.data.inspect.rows import RowReading
-    from newtune.data.inspect.token_text import TokenTexts
-    from newtune.data.reading import limits_of, plan_datasets
-    from newtune.data.tokenize import TextEncoder
-
-    return RowReading(
-        plan_datasets(config, tokenizer),
-        TextEncoder.from_tokenizer(tokenizer),
-        limits_of(config),
-        TokenTexts(tokenizer),
-    )

@@ -2,21 +2,27 @@
 
 from pathlib import Path
 
+from rich.console import Console
+
 from newtune.cli.config_file import read_config
 from newtune.cli.show_data import show_counts, show_totals
 
 
 def run(config_path: Path, overrides: list[str], *, force: bool = False) -> int:
-    """Prepare the data of a configuration; `force` does it anew though a cache is there."""
+    """Prepare the data of a configuration; `force` does it anew though a cache is there.
+
+    Of a streamed run that is the held-out data.
+    """
     config = read_config(config_path, overrides)
     if config.is_streamed:
-        from newtune.cli.show_stream import say_nothing_to_prepare
-
-        return say_nothing_to_prepare(config)
-    from newtune.data.prepare import prepare_data
+        Console(highlight=False).print("The training data is streamed: it needs no preparation.")
+        if not config.data.test_datasets:
+            return 0
+    from newtune.data.prepare import prepare_data, prepare_held_out
     from newtune.model.tokenizer import load_tokenizer
 
-    data = prepare_data(config, load_tokenizer(config.tokenizer, config.model), force=force)
+    prepare = prepare_held_out if config.is_streamed else prepare_data
+    data = prepare(config, load_tokenizer(config.tokenizer, config.model), force=force)
     show_counts(data.counts)
     show_totals(data)
     return 0

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,7 @@ from newtune.data.inspect.visible import safe
 if TYPE_CHECKING:
     from newtune.data.counts import DatasetCounts
     from newtune.data.prepare import PreparedData
+    from newtune.data.stream.prepare import StreamedData
 
 
 def show_counts(counts: Sequence["DatasetCounts"]) -> None:
@@ -60,10 +61,14 @@ def _share(count: "DatasetCounts") -> Iterator[str]:
         )
 
 
-def show_totals(data: "PreparedData") -> None:
+def show_totals(data: "PreparedData | StreamedData") -> None:
     """Print how the examples are split and packed, and where the result lies."""
     facts = data.facts
     held_out = f", {facts.eval_examples:,} held out" if facts.eval_examples else ""
+    if facts.streamed:
+        said = f"a stream, counted as far as it was read for what is shown{held_out}"
+        Console(highlight=False).print(Text(said), soft_wrap=True)
+        return
     lines = [f"{facts.train_examples:,} examples to train{held_out}"]
     if facts.packing_efficiency is not None:
         packs = facts.packs_in_epoch(0)
@@ -71,6 +76,7 @@ def show_totals(data: "PreparedData") -> None:
             f"{packs:,} pack{'' if packs == 1 else 's'} of {data.packing.sequence_len:,} tokens, "
             f"{facts.packing_efficiency:.1%} full"
         )
+    data = cast("PreparedData", data)
     state = "as cached in" if data.from_cache else "written to"
     lines.append(f"{state} {data.folder}")
     Console(highlight=False).print(Text(safe("\n".join(lines))), soft_wrap=True)

@@ -116,11 +116,6 @@ IDLE: tuple[Idle, ...] = (
         "no sequence holds several documents",
     ),
     Idle(
-        ("dataloader_num_workers", "dataloader_prefetch_factor"),
-        lambda config: not config.is_streamed,
-        "a thread of its own reads a stream ahead",
-    ),
-    Idle(
         ("sample_packing_eff_est", "total_num_tokens"),
         lambda config: not config.is_streamed,
         "nothing of a stream is counted before the run",

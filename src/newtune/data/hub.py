@@ -1,12 +1,23 @@
 """Datasets of a hub, through the `datasets` library and its cache."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is its client's
+    GatedRepoError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from newtune.data.sources.columnar import ArrowRows
 from newtune.data.sources.files import Source
@@ -27,13 +38,27 @@ def open_hub(source: Source, split: str) -> tuple[Table, str]:
     return ArrowRows(source.path, table), _fingerprint(dataset, source, split)
 
 
-def open_hub_stream(source: Source, split: str) -> IterableDataset:
-    """Return a hub dataset whose rows come while they are read; nothing is kept on disk.
+def commit_of(source: Source) -> str:
+    """Return the commit that a hub dataset's `revision` (by default `main`) is at now.
+
+    Raises:
+        DataError: there is no such dataset or revision, it is gated, or the hub cannot be reached.
+    """
+    with _in_words(source):
+        commit = HfApi().dataset_info(source.path, revision=source.revision).sha
+    assert commit is not None
+    return commit
+
+
+def open_hub_stream(source: Source, split: str, commit: str) -> IterableDataset:
+    """Return a hub dataset as it is at a commit; its rows come while they are read.
+
+    Nothing is kept on disk.
 
     Raises:
         DataError: there is no such dataset or split, it is gated, or the hub cannot be reached.
     """
-    dataset = _load(source, split, streaming=True)
+    dataset = _load(replace(source, revision=commit), split, streaming=True)
     assert isinstance(dataset, IterableDataset)
     return dataset
 
@@ -50,17 +75,25 @@ def _load(source: Source, split: str, *, streaming: bool) -> Dataset | IterableD
         arguments["data_files"] = list(source.data_files)
     if streaming:
         arguments["streaming"] = True
-    try:
+    with _in_words(source):
         return load_dataset(
-            source.path,
-            source.name,
-            split=split,
-            revision=source.revision,
-            **arguments,
+            source.path, source.name, split=split, revision=source.revision, **arguments
         )
-    except (GatedRepoError, DatasetNotFoundError) as error:
+
+
+@contextmanager
+def _in_words(source: Source) -> Iterator[None]:
+    """Turn the library's errors into ones that say what to do."""
+    try:
+        yield
+    except (DatasetNotFoundError, RepositoryNotFoundError) as error:
         raise DataError(_not_found(source, error)) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
+    except RevisionNotFoundError as error:
+        raise DataError(
+            f"{source.path}: the dataset has no revision `{source.revision}`. Give a branch, a "
+            "tag or a commit of its page, or leave `revision` out."
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
         raise DataError(
             f"{source.path}: the hub cannot be reached and the dataset is not in the local cache: "
             f"{_first_line(error)} Download it where there is a network and set HF_HOME to that "

@@ -148,6 +148,21 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
             {**TEXT, "shuffle_merged_datasets": True},
         ),
     ],
+    "a_stream_is_read_by_one_thread": [
+        ({**STREAM, "dataloader_num_workers": 2}, {**STREAM, "dataloader_num_workers": 0}),
+        ({**TEXT, "dataloader_num_workers": 1}, {"dataloader_num_workers": 1}),
+    ],
+    "a_text_column_is_of_raw_text": [
+        (
+            {**STREAM, "datasets": data(text_column="body")},
+            {**STREAM, "datasets": data(text_column="body", type="completion")},
+        ),
+        (
+            {**TEXT, "pretraining_dataset": data(text_column="body")},
+            {**TEXT, "pretraining_dataset": data(text_column="body", type=None)},
+        ),
+        ({"datasets": data(text_column="body", type=None)}, {"datasets": data(type=None)}),
+    ],
     "streams_are_mixed_by_tokens": [
         ({**TEXT, "dataset_mixing": {"by": "rows"}}, {**TEXT, "dataset_mixing": {"by": "tokens"}}),
         ({**TEXT, "dataset_mixing": {"by": "tokens", "exhaust": "all"}}, TEXT),

@@ -154,7 +154,6 @@ def test_known_plugins_are_answered_and_others_refused_by_name() -> None:
             },
             "pretrain_multipack_attn",
         ),
-        ({"dataloader_num_workers": 2, **STREAM}, "dataloader_num_workers"),
         ({"dataset_num_proc": 2, **STREAM}, "dataset_num_proc"),
         ({"total_num_tokens": 5, "sample_packing": True, **STREAM}, "total_num_tokens"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),

@@ -6,7 +6,10 @@ from newtune.config.rules.rule import about
 from newtune.config.run import RunConfig
 from newtune.errors import Problem
 
-TEXT_TYPES = (None, "", "pretrain", "completion")
+RAW_TEXT = ("completion", "pretrain")
+"""What `type` is for raw text."""
+
+TEXT_TYPES = (None, "", *RAW_TEXT)
 """What `type` of a pretraining dataset may be for it to be raw text."""
 
 
@@ -82,6 +85,25 @@ def only_text_is_joined(config: RunConfig) -> Iterator[Problem]:
         if wanted and structured:
             message = f"is for raw text, and `{structured[0]}` holds more than that"
             yield Problem(key, message, "Its rows have parts that are not trained.")
+
+
+@about("pretraining_dataset", "streaming", "dataloader_num_workers")
+def a_stream_is_read_by_one_thread(config: RunConfig) -> Iterator[Problem]:
+    """Streamed data excludes `dataloader_num_workers`: each would read a stream of its own."""
+    if config.is_streamed and config.data.dataloader_num_workers:
+        hint = "Leave it out: a thread reads the stream ahead while the model trains."
+        yield Problem("dataloader_num_workers", "excludes streamed data", hint)
+
+
+@about("datasets", "pretraining_dataset")
+def a_text_column_is_of_raw_text(config: RunConfig) -> Iterator[Problem]:
+    """`text_column` is for raw text: other formats have keys of their own for their columns."""
+    for name, of_text in (("pretraining_dataset", TEXT_TYPES), ("datasets", RAW_TEXT)):
+        for index, entry in enumerate(getattr(config.data, name)):
+            if entry.text_column and entry.type not in of_text:
+                hint = "`newtune explain datasets` lists the keys that name columns."
+                key = f"{name}.{index}.text_column"
+                yield Problem(key, "is for raw text (`type: completion`)", hint)
 
 
 @about("pretraining_dataset", "streaming", "dataset_mixing")

@@ -11,14 +11,15 @@ from typing import NamedTuple, Protocol
 from newtune.data.inspect.rows import TokenView
 from newtune.data.inspect.token_text import TokenTexts
 from newtune.data.inspect.turns import Turn, runs
+from newtune.data.stream.blocks import Laid
 from newtune.types import Batch
 
 
 class ExampleOrigin(NamedTuple):
     """Where an example came from: its number among the examples, its dataset and row."""
 
-    example: int
-    """From 0, in the order of the prepared data."""
+    example: int | None
+    """From 0, in the order of the prepared data; None in a stream."""
     dataset: int
     """From 0."""
     row: int
@@ -142,6 +143,20 @@ def origins_of(batches: Batches, index: int, names: Sequence[str]) -> list[list[
     return [[origin(int(place)) for place in pack] for pack in batches.sequences_of(index)]
 
 
+def origins_in_stream(sequences: Sequence[Laid], names: Sequence[str]) -> list[list[ExampleOrigin]]:
+    """Return where the examples of the sequences of a stream came from.
+
+    Documents that were made one text are named by the first of them.
+    """
+    return [
+        [
+            ExampleOrigin(None, dataset, row, f"{names[dataset]}, row {row}")
+            for _, (dataset, row) in zip(laid.examples, laid.origins, strict=False)
+        ]
+        for laid in sequences
+    ]
+
+
 def view_batch(
     batch: Batch,
     number: int,
@@ -152,7 +167,7 @@ def view_batch(
     """Read the tensors of one micro-batch back.
 
     `packs` says where the examples of each pack came from; packs share one sequence when the
-    batch is one row. A stream can give both, too.
+    batch is one row.
     """
     ids, labels = batch["input_ids"].tolist(), batch["labels"].tolist()
     positions = batch["position_ids"].tolist()

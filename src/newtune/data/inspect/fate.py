@@ -28,6 +28,15 @@ def fate_of(view: RowView, data: PreparedData) -> str:
     )
 
 
+def fate_in_stream(view: RowView, *, held_out: bool) -> str:
+    """Say what becomes of a row that is read while the run goes on."""
+    if not view.chosen:
+        return "not read: `split`, `shards` or `skip` leaves it out"
+    if view.dropped:
+        return f"dropped: {view.dropped}"
+    return "held out" if held_out else "trained when the stream comes to it"
+
+
 def _places(store: ExampleStore, view: RowView) -> NDArray[np.int64]:
     datasets, rows = store.origins()
     return np.flatnonzero((datasets == view.dataset) & (rows == view.number))

@@ -44,13 +44,17 @@ def batch_as_dict(batch: BatchView) -> Plain:
 def _example_as_dict(example: ExampleView) -> Plain:
     origin = example.origin
     return {
-        "example": origin.example + 1 if origin else None,
+        "example": _from_one(origin.example) if origin else None,
         "dataset": origin.dataset + 1 if origin else None,
         "row": origin.row if origin else None,
         "pack": example.pack + 1,
         "start": example.start,
         "tokens": [token_as_dict(token) for token in example.tokens],
     }
+
+
+def _from_one(number: int | None) -> int | None:
+    return None if number is None else number + 1
 
 
 def row_as_dict(view: RowView, fate: str) -> Plain:

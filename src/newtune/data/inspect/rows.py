@@ -3,19 +3,46 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from newtune.data.build import EncodedRows, Limits, Origin, fit
+from newtune.data.build import EncodedRows, Limits, Origin, RowReader, fit
 from newtune.data.counts import Tally
-from newtune.data.formats import Format
+from newtune.data.formats import Format, FormatOptions
 from newtune.data.inspect.token_text import TokenText, TokenTexts
 from newtune.data.inspect.turns import Turn, turns_of_tokens
-from newtune.data.reading import DatasetPlan
 from newtune.data.rendered import Drop, Outcome, Rendered
-from newtune.data.sources import NumberedRow
+from newtune.data.sources import NumberedRow, Rows
 from newtune.data.tokenize import TextEncoder, as_batch
 from newtune.errors import DataError
 from newtune.types import IGNORE_INDEX
+
+
+class ReadableDataset(Protocol):
+    """A dataset, prepared or streamed, and how its rows are read."""
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        ...
+
+    @property
+    def rows(self) -> Rows | None:
+        """The rows by number; None where they come over a network, one after the other."""
+        ...
+
+    @property
+    def options(self) -> FormatOptions:
+        """What decides how the rows are read, besides the format's name."""
+        ...
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is measured on, and not trained."""
+        ...
+
+    def reader(self, encoder: TextEncoder) -> RowReader:
+        """Return what reads the rows."""
+        ...
 
 
 class TokenView(NamedTuple):
@@ -61,7 +88,7 @@ class RowReading:
 
     def __init__(
         self,
-        datasets: Sequence[DatasetPlan],
+        datasets: Sequence[ReadableDataset],
         encoder: TextEncoder,
         limits: tuple[Limits, Limits],
         texts: TokenTexts,
@@ -76,13 +103,13 @@ class RowReading:
         """Return row `number` (from 1) of dataset `dataset` (from 0).
 
         Raises:
-            DataError: there is no such row.
+            DataError: there is no such row, or none can be found by its number.
         """
         return self._view(dataset, number)
 
     def turns(self, dataset: int, number: int, ids: Sequence[int]) -> list[Turn | None]:
         """Return whose turn each token of an example is; the example may be a row cut short."""
-        if self._format(dataset).conversation is None:
+        if self._format(dataset).conversation is None or self.datasets[dataset].rows is None:
             return [None] * len(ids)
         tokens = self.row(dataset, number).tokens[: len(ids)]
         same = [token.id for token in tokens] == list(ids)
@@ -93,6 +120,11 @@ class RowReading:
 
     def _read(self, dataset: int, number: int) -> RowView:
         plan = self.datasets[dataset]
+        if plan.rows is None:
+            raise DataError(
+                f"{plan.name}: its rows come over the network, one after the other; none is found "
+                "by its number. `newtune data CONFIG` shows the first ones."
+            )
         row = plan.rows.row(number)
         view = RowView(
             dataset, plan.name, number, row.place, row.row, number - 1 in plan.rows.positions

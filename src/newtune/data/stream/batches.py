@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -10,13 +10,11 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from newtune.data.batches import BatchLayout
-from newtune.data.stream.blocks import Block, Laid
+from newtune.data.counts import DatasetCounts
+from newtune.data.stream.blocks import Block, BlockReader, Laid, Origin
 from newtune.data.stream.state import SourceCounts, StreamState, token_shares
-from newtune.errors import DataError
 from newtune.plan.parts import StepPlan
 from newtune.types import Batch
-
-ReadBlock = Callable[[StreamState], Block]
 
 
 class StreamedBatches(Dataset[Batch]):
@@ -30,47 +28,59 @@ class StreamedBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        read_block: ReadBlock,
-        start: StreamState,
+        reader: BlockReader,
         steps: StepPlan,
         layout: BatchLayout,
         *,
-        names: Sequence[str],
-        fingerprint: str = "",
         closed: threading.Event | None = None,
         rank: int = 0,
     ) -> None:
-        self.read_block = read_block
+        self.reader = reader
         self.steps = steps
         self.layout = layout
-        self.names = names
-        self.fingerprint = fingerprint
         self.rank = rank
         self.closed = closed or threading.Event()
+        self.names = [source.name for source in reader.sources]
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: Future[Block] | None = None
         self._block: Block | None = None
         self._first = 0
-        self._starts: deque[tuple[int, StreamState]] = deque([(0, start)])
-        self._handed_out: deque[tuple[int, list[str]]] = deque(maxlen=steps.accumulation + 4)
+        beginning = StreamState.beginning(len(reader.sources))
+        self._starts: deque[tuple[int, StreamState]] = deque([(0, beginning)])
+        self._handed_out: deque[tuple[int, list[Origin]]] = deque(maxlen=steps.accumulation + 4)
 
     def __len__(self) -> int:
         return self.steps.total_steps * self.steps.accumulation
 
     def __getitem__(self, index: int) -> Batch:
+        sequences = self.sequences_of(index)
+        origins = [origin for laid in sequences for origin in dict.fromkeys(laid.origins)]
+        self._handed_out.append((index, origins))
+        return self.batch(sequences)
+
+    def batch(self, sequences: Sequence[Laid]) -> Batch:
+        """Return the tensors of some sequences."""
+        return self.layout.collated([laid.examples for laid in sequences])
+
+    def sequences_of(self, index: int) -> list[Laid]:
+        """Return the sequences of micro-batch `index`; the stream does not go back to earlier ones.
+
+        Raises:
+            IndexError: the run has no such micro-batch.
+            DataError: a row is wrong, or a source cannot be read.
+        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         step, part = divmod(index, self.steps.accumulation)
         rows = self.steps.rows_per_device
         first = step * self.steps.rows_per_step
         first += (part * self.steps.world_size + self.rank) * rows
-        sequences = [self._sequence(number) for number in range(first, first + rows)]
-        self._handed_out.append((index, [self._places(entry) for entry in sequences]))
-        return self.layout.collated([entry.examples for entry in sequences])
+        return [self._sequence(number) for number in range(first, first + rows)]
 
     def rows_of(self, index: int) -> list[str]:
         """Return where the examples of a micro-batch of the step under way came from."""
-        return next((places for number, places in self._handed_out if number == index), [])
+        origins = next((rows for number, rows in self._handed_out if number == index), [])
+        return [f"{self.names[source]}, row {row}" for source, row in origins]
 
     def state_at(self, index: int) -> dict[str, Any]:
         """Return the place of micro-batch `index`, the first of a step, as plain values.
@@ -81,7 +91,8 @@ class StreamedBatches(Dataset[Batch]):
         while len(self._starts) > 1 and self._starts[1][0] <= sequence:
             self._starts.popleft()
         first, start = self._starts[0]
-        return {"first": first, "fingerprint": self.fingerprint, "place": start.as_json()}
+        sources = [dict(source.rows.identity) for source in self.reader.sources]
+        return {"first": first, "sources": sources, "place": start.as_json()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a place that `state_at` gave.
@@ -89,12 +100,8 @@ class StreamedBatches(Dataset[Batch]):
         Raises:
             DataError: the data is not that of the checkpoint.
         """
-        if state["fingerprint"] != self.fingerprint:
-            raise DataError(
-                f"{', '.join(self.names)}: not the data that the checkpoint's run has read (names, "
-                "sizes or beginnings of files differ). A place in it means nothing here: bring "
-                "the data back, or start a new run."
-            )
+        for source, identity in zip(self.reader.sources, state["sources"], strict=True):
+            source.return_to(identity)
         self._drop_ahead()
         self._block, self._first = None, state["first"]
         self._starts = deque([(state["first"], StreamState.from_json(state["place"]))])
@@ -111,13 +118,17 @@ class StreamedBatches(Dataset[Batch]):
         after = [start for first, start in self._starts if first > last]
         return after[0].counts if after else self._block.end.counts
 
+    def dataset_counts(self, index: int) -> list[DatasetCounts]:
+        """Return what `counts_at` does, in the form that prepared data has, by source."""
+        counts = self.counts_at(index)
+        return [entry.as_counts(name) for name, entry in zip(self.names, counts, strict=True)]
+
     def read_at_end(self) -> list[dict[str, Any]]:
         """Return what was read for the whole run, per source, for data.json."""
-        counts = self.counts_at(len(self))
-        shares = token_shares(counts)
+        shares = token_shares(self.counts_at(len(self)))
         return [
-            {**asdict(entry.as_counts(name)), "token_share": round(share, 4)}
-            for name, entry, share in zip(self.names, counts, shares, strict=True)
+            {**asdict(counts), "token_share": round(share, 4)}
+            for counts, share in zip(self.dataset_counts(len(self)), shares, strict=True)
         ]
 
     def report_at(self, index: int) -> dict[str, float]:
@@ -138,13 +149,6 @@ class StreamedBatches(Dataset[Batch]):
 
     def _first_sequence(self, index: int) -> int:
         return index // self.steps.accumulation * self.steps.rows_per_step
-
-    def _places(self, laid: Laid) -> str:
-        rows = [
-            f"{self.names[source]}, row {row}" if source >= 0 else "the end of an earlier row"
-            for source, row in dict.fromkeys(laid.origins)
-        ]
-        return "; ".join(rows)
 
     def _sequence(self, number: int) -> Laid:
         if number < self._first:
@@ -168,7 +172,7 @@ class StreamedBatches(Dataset[Batch]):
     def _submit(self, start: StreamState) -> Future[Block]:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="newtune-stream")
-        return self._thread.submit(self.read_block, start)
+        return self._thread.submit(self.reader.read, start)
 
     def _drop_ahead(self) -> None:
         if self._ahead is not None:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from newtune.data.packing import PackingOptions, epoch_sequences
-from newtune.data.stream.encoded import EncodedSource, StreamRow
+from newtune.data.stream.encoded import EncodedSource
 from newtune.data.stream.mixture import next_source
-from newtune.data.stream.state import SourceCounts, StreamState
+from newtune.data.stream.state import Carried, StreamState
 from newtune.types import IGNORE_INDEX, Example
 
 MOST_TOKENS = 1 << 24
@@ -28,7 +28,10 @@ class Stopped(Exception):  # noqa: N818 (no error: nobody waits for the block an
 
 
 class Laid(NamedTuple):
-    """Examples that share a sequence, and the rows they came from."""
+    """Examples that share a sequence, and the row that each came from.
+
+    Documents made one text have one origin each all the same.
+    """
 
     examples: Sequence[Example]
     origins: Sequence[Origin]
@@ -88,7 +91,8 @@ class BlockReader:
                 raise Stopped
             source = next_source([count.tokens for count in counts], self.weights)
             row, positions[source] = self.sources[source].take(positions[source])
-            tokens += _count(counts[source], row)
+            counts[source].add(row)
+            tokens += row.tokens
             laid += [(example, (source, row.number)) for example in row.examples]
         sequences, carry = self._arrange(laid, start)
         end = StreamState(tuple(positions), tuple(counts), start.block + 1, carry)
@@ -96,7 +100,7 @@ class BlockReader:
 
     def _arrange(
         self, laid: Sequence[tuple[Example, Origin]], start: StreamState
-    ) -> tuple[list[Laid], tuple[tuple[int, ...], ...]]:
+    ) -> tuple[list[Laid], tuple[Carried, ...]]:
         packing, carry = self.options.packing, start.carry
         if self.options.join:
             order = _drawn(len(laid), packing, start.block)
@@ -113,23 +117,6 @@ class BlockReader:
         return sequences, carry
 
 
-def _count(counts: SourceCounts, row: StreamRow) -> int:
-    """Count a row; return its tokens."""
-    tokens = sum(len(example.input_ids) for example in row.examples)
-    trained = sum(int((example.labels != IGNORE_INDEX).sum()) for example in row.examples)
-    counts.rows_read += 1
-    counts.examples += len(row.examples)
-    counts.tokens += tokens
-    counts.trained_tokens += trained
-    counts.rows_cut += len(row.examples) > 1
-    if row.truncated:
-        counts.rows_truncated += 1
-        counts.first_truncated_row = counts.first_truncated_row or row.number
-    for reason, place in row.drops:
-        counts.drop(reason, row.number, place)
-    return tokens
-
-
 def _drawn(documents: int, packing: PackingOptions, block: int) -> list[int]:
     if packing.keep_order:
         return list(range(documents))
@@ -138,16 +125,16 @@ def _drawn(documents: int, packing: PackingOptions, block: int) -> list[int]:
 
 
 def join_documents(
-    documents: Sequence[tuple[Example, Origin]], carry: Sequence[Sequence[int]], length: int
-) -> tuple[list[Laid], tuple[tuple[int, ...], ...]]:
+    documents: Sequence[tuple[Example, Origin]], carry: Sequence[Carried], length: int
+) -> tuple[list[Laid], tuple[Carried, ...]]:
     """Return rows of exactly `length` tokens, and what is left over for the next block.
 
-    `carry` are the token ids left over from the block before; they come first. A piece of a
-    document is an example of its own, so its first token is not trained.
+    What is left over from the block before, `carry`, comes first. A piece of a document is an
+    example of its own, so its first token is not trained.
 
         documents [a a a a a] [b b] [c c], length 4 → [a a a a] [a | b b | c], left over [c]
     """
-    whole = [(np.array(ids, dtype=np.int32), (-1, 0)) for ids in carry]
+    whole = [(np.array(left.ids, dtype=np.int32), (left.source, left.row)) for left in carry]
     whole += [(example.input_ids, origin) for example, origin in documents]
     rows: list[Laid] = []
     pieces: list[tuple[Example, Origin]] = []
@@ -161,7 +148,9 @@ def join_documents(
             if not room:
                 rows.append(Laid([entry[0] for entry in pieces], [entry[1] for entry in pieces]))
                 pieces, room = [], length
-    return rows, tuple(tuple(example.input_ids.tolist()) for example, _ in pieces)
+    return rows, tuple(
+        Carried(*origin, tuple(example.input_ids.tolist())) for example, origin in pieces
+    )
 
 
 def _all_trained(ids: "np.ndarray[tuple[int], np.dtype[np.int32]]") -> Example:

@@ -2,9 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 from aiohttp import ClientError
@@ -13,8 +12,8 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of
 from newtune.data.build import EncodedRows, Limits, RowReader, fit
 from newtune.data.counts import Tally
 from newtune.data.sources import NumberedRow
-from newtune.data.stream.rows import RowSource
-from newtune.data.stream.state import Position
+from newtune.data.stream.rows import Identity, RowSource
+from newtune.data.stream.state import Position, StreamRow
 from newtune.errors import DataError
 from newtune.logs import notice
 from newtune.types import Example
@@ -30,16 +29,6 @@ PAUSES = (1.0, 5.0, 20.0)
 
 READ_ERRORS = (OSError, ClientError, HTTPError)
 """What reading over a network or from a shared disk raises when it fails."""
-
-
-class StreamRow(NamedTuple):
-    """What became of one row: its examples, or why it was left out."""
-
-    number: int
-    examples: Sequence[Example]
-    drops: Sequence[tuple[str, str]] = ()
-    """(reason, place)."""
-    truncated: bool = False
 
 
 class EncodedSource:
@@ -72,6 +61,7 @@ class EncodedSource:
         self._barren = 0
         self._rows_since_beginning: int | None = None
         self._last_drop = ("", "")
+        self._told = False
 
     @property
     def name(self) -> str:
@@ -93,6 +83,15 @@ class EncodedSource:
         self._last_drop = row.drops[0] if row.drops else self._last_drop
         self._require_examples(BARREN_ROWS)
         return row, self._next
+
+    def return_to(self, identity: Identity) -> None:
+        """Read the rows that a checkpoint's positions mean.
+
+        Raises:
+            DataError: they are not there any more.
+        """
+        self.rows.return_to(identity)
+        self._iterator = None
 
     def _seek(self, position: Position) -> None:
         self._ready.clear()
@@ -147,7 +146,8 @@ class EncodedSource:
         if self._rows_since_beginning:
             self._require_examples(self._rows_since_beginning)
         passes = self._read_to.passes + 1
-        if passes == 1:
+        if not self._told:
+            self._told = True
             notice(f"{self.name}: read to its end, row {self._read_to.row}; it begins again")
         self._read_to = Position(passes)
         self._rows_since_beginning = 0

@@ -5,29 +5,56 @@ from collections.abc import Callable, Iterator
 from datasets import IterableDataset
 
 from newtune.data.sources import NumberedRow
-from newtune.data.stream.rows import ENDLESS
+from newtune.data.stream.rows import Identity, changed
 from newtune.data.stream.state import Anchor
+from newtune.logs import notice
+
+ENDLESS = 1 << 62
+"""More rows than any split has: stands in for a length that is unknown."""
 
 
 class HubRows:
     """A hub dataset in the order of its files; `datasets` knows the way back to a row of a file.
 
-    `open_dataset` is called anew for every reading, so that a broken connection is left behind.
+    `open_dataset` opens it as it is at a commit, and is called anew for every reading, so that a
+    broken connection is left behind.
     """
 
     def __init__(
         self,
         name: str,
-        open_dataset: Callable[[], IterableDataset],
-        fingerprint: str,
+        open_dataset: Callable[[str], IterableDataset],
+        *,
+        commit: str,
         chosen: range = range(ENDLESS),
     ) -> None:
         self.name = name
         self.open_dataset = open_dataset
-        self.fingerprint = fingerprint
+        self.commit = commit
         self.chosen = chosen
         self._current: IterableDataset | None = None
         self._position = 0
+
+    @property
+    def identity(self) -> Identity:
+        """The commit that is read, and which of its rows."""
+        chosen = self.chosen
+        return {"commit": self.commit, "rows": [chosen.start, chosen.stop, chosen.step]}
+
+    def return_to(self, identity: Identity) -> None:
+        """Read the commit of the checkpoint, though the dataset may have moved on since.
+
+        Raises:
+            DataError: other rows of it are chosen now.
+        """
+        if identity.get("rows") != self.identity["rows"]:
+            raise changed(self.name, "`split`, `skip` or `shards` choose other rows")
+        if identity["commit"] != self.commit:
+            notice(
+                f"{self.name}: is at {self.commit} by now; the run goes on with what it has read "
+                f"so far, {identity['commit']}"
+            )
+        self.commit = identity["commit"]
 
     def read(self, start: int, anchor: Anchor | None = None) -> Iterator[NumberedRow]:
         """Yield the chosen rows from position `start` on.
@@ -36,7 +63,7 @@ class HubRows:
             DataError: the dataset cannot be opened.
         """
         start = max(start, self.chosen.start)
-        dataset = self.open_dataset()
+        dataset = self.open_dataset(self.commit)
         position = 0
         if anchor is not None and anchor["row"] <= start:
             dataset.load_state_dict(dict(anchor["state"]))

@@ -1,44 +1,32 @@
-"""Configuration → a stream: sources opened and looked into, nothing read yet that is not needed."""
+"""Configuration → a stream: sources opened and looked into, nothing read yet that is not needed.
 
-import hashlib
-import re
+1. `plans`: what the configuration says → the sources and how their rows are read
+2. `rows`, `hub`: the rows of a source from any position on
+3. `encoded`: rows → examples, from any position on, without end
+4. `blocks`: a stretch of the stream, mixed by `mixture`, shuffled and laid out as sequences
+5. `batches`: the micro-batches of a run, read ahead; `state` is the place that a checkpoint keeps
+"""
+
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from newtune.config.data import DatasetSection
-from newtune.config.rules.streams import TEXT_TYPES
 from newtune.config.run import RunConfig
 from newtune.data.batches import BatchLayout
 from newtune.data.build import Limits, check_ends
 from newtune.data.counts import DatasetCounts
-from newtune.data.formats import FormatOptions, PromptMapping
-from newtune.data.hub import open_hub_stream
 from newtune.data.packing import PackingOptions
 from newtune.data.prepare import PreparedData, packing_of, pad_id_of, prepare_held_out
-from newtune.data.reading import (
-    DEFAULT_FOLDER,
-    checked_reader,
-    format_options,
-    limits_of,
-    source_of,
-    template_to_save,
-    type_of,
-)
-from newtune.data.sources import Source, open_source, parse_split
-from newtune.data.sources.find import find_files
+from newtune.data.reading import limits_of, template_to_save
 from newtune.data.stream.batches import StreamedBatches
-from newtune.data.stream.blocks import BlockOptions, BlockReader, Laid
+from newtune.data.stream.blocks import BlockOptions, BlockReader
 from newtune.data.stream.encoded import EncodedSource
-from newtune.data.stream.hub import HubRows
-from newtune.data.stream.rows import ENDLESS, LocalRows, RowSource
-from newtune.data.stream.state import Position, SourceCounts, StreamState
+from newtune.data.stream.plans import StreamPlan, plan_stream
+from newtune.data.stream.state import Position, SourceCounts
 from newtune.data.tokenize import TextEncoder
 from newtune.errors import DataError
-from newtune.plan.parts import DataFacts, StepPlan
+from newtune.plan.parts import ENDLESS, DataFacts, StepPlan
 from newtune.types import IGNORE_INDEX, Example
 
 if TYPE_CHECKING:
@@ -60,8 +48,7 @@ UNCUT = 1 << 31
 class StreamedData:
     """What is known of data that is read while the run goes on, and how to read it."""
 
-    names: Sequence[str]
-    """The path of each source."""
+    plans: Sequence[StreamPlan]
     blocks: BlockReader
     closed: threading.Event
     """Set when nobody reads any more."""
@@ -84,40 +71,12 @@ class StreamedData:
         """What is counted before the run: the held-out datasets."""
         return self.held_out.counts if self.held_out else []
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes when a source's content or the choice of its rows does."""
-        parts = [f"{source.name}:{source.rows.fingerprint}" for source in self.blocks.sources]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-    def beginning(self) -> StreamState:
-        """Return the place before the first row."""
-        return StreamState.beginning(len(self.names))
-
     def batches(
         self, steps: StepPlan, *, rank: int = 0, flatten: bool | None = None
     ) -> StreamedBatches:
         """Return the micro-batches of one rank over the whole run."""
-        return StreamedBatches(
-            self.blocks.read,
-            self.beginning(),
-            steps,
-            BatchLayout.of(self.packing, self.pad_id, flatten=flatten),
-            names=self.names,
-            fingerprint=self.fingerprint,
-            closed=self.closed,
-            rank=rank,
-        )
-
-    def first_sequences(self, count: int) -> list[Laid]:
-        """Return the first sequences of the run, as they are trained."""
-        sequences: list[Laid] = []
-        place = self.beginning()
-        while len(sequences) < count:
-            block = self.blocks.read(place)
-            sequences += block.sequences
-            place = block.end
-        return sequences[:count]
+        layout = BatchLayout.of(self.packing, self.pad_id, flatten=flatten)
+        return StreamedBatches(self.blocks, steps, layout, closed=self.closed, rank=rank)
 
 
 def prepare_stream(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> StreamedData:
@@ -130,20 +89,15 @@ def prepare_stream(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> S
     # a stream is mixed by tokens in any case, and the rules refuse everything else
     _ = data.dataset_mixing and data.dataset_mixing.by
     join = bool(data.pretraining_dataset and sequence.pretraining_sample_concatenation)
-    plans = [
-        _plan_source(entry, config, tokenizer, text=text)
-        for entries, text in ((data.pretraining_dataset, True), (data.datasets, False))
-        for entry in entries
-    ]
+    plans = plan_stream(config, tokenizer)
     encoder = TextEncoder.from_tokenizer(tokenizer)
-    readers = [checked_reader(plan.name, plan.type, plan.options, encoder) for plan in plans]
     closed = threading.Event()
     limits, _ = limits_of(config)
     if join:
         limits = Limits(UNCUT, limits.excess, limits.min_tokens)
     sources = [
-        EncodedSource(open_rows(plan.source, skip=plan.skip), reader, limits, pause=closed.wait)
-        for plan, reader in zip(plans, readers, strict=True)
+        EncodedSource(plan.source, plan.reader(encoder), limits, pause=closed.wait)
+        for plan in plans
     ]
     first = [example for source in sources for example in look_into(source, ROWS_LOOKED_AT)]
     packing = packing_of(config)
@@ -155,12 +109,11 @@ def prepare_stream(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> S
         join=join,
         isolated=not data.pretraining_dataset or sequence.pretrain_multipack_attn,
     )
+    weights = [plan.weight for plan in plans]
     held_out = prepare_held_out(config, tokenizer) if data.test_datasets else None
     return StreamedData(
-        names=[plan.name for plan in plans],
-        blocks=BlockReader(
-            sources, [plan.weight for plan in plans], options, stopped=closed.is_set
-        ),
+        plans=plans,
+        blocks=BlockReader(sources, weights, options, stopped=closed.is_set),
         closed=closed,
         train=first,
         held_out=held_out,
@@ -169,84 +122,6 @@ def prepare_stream(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> S
         pad_id=pad_id_of(tokenizer),
         chat_template=template_to_save(config, [plan.options for plan in plans]),
     )
-
-
-def peek(
-    config: RunConfig, tokenizer: "PreTrainedTokenizerBase", count: int
-) -> tuple[list[Laid], Sequence[str]]:
-    """Return the first sequences of a streamed run, as they are trained, and the sources' names.
-
-    Raises:
-        DataError: a source is missing, or its first rows hold nothing to train on.
-    """
-    data = prepare_stream(config, tokenizer)
-    return data.first_sequences(count), data.names
-
-
-@dataclass(frozen=True)
-class _SourcePlan:
-    """One source and how its rows are read."""
-
-    source: Source
-    name: str
-    type: str | PromptMapping | None
-    options: FormatOptions
-    skip: int
-    weight: float
-
-
-def _plan_source(
-    entry: DatasetSection, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", *, text: bool
-) -> _SourcePlan:
-    base_folder = config.source.parent if config.source else Path()
-    cache_folder = Path(config.data.dataset_prepared_path or DEFAULT_FOLDER) / "sources"
-    options = format_options(entry, config, tokenizer, base_folder)
-    type_ = type_of(entry)
-    if text and type_ in TEXT_TYPES:
-        type_ = "completion"
-    if type_ == "completion":
-        options = replace(options, text_field=entry.text_column or options.text_field)
-    return _SourcePlan(
-        source_of(entry, base_folder, cache_folder),
-        entry.path,
-        type_,
-        options,
-        entry.skip or 0,
-        1.0 if entry.weight is None else entry.weight,
-    )
-
-
-def open_rows(source: Source, *, skip: int = 0) -> RowSource:
-    """Find a source; return its rows, of which none is read yet.
-
-    `skip` leaves out the first rows of what `split` chooses.
-
-    Raises:
-        DataError: the source is missing, or of unknown kind; a slice chooses none of its rows.
-    """
-    split, choose = parse_split(source.split)
-    if find_files(source, split) is not None:
-        rows = LocalRows(source.path, open_source(source), skip=skip)
-        _require_rows(rows.chosen, source, skip)
-        return rows
-    if re.search(r"\[.*[-%].*\]", source.split):
-        raise DataError(
-            f"{source.path}: `split: {source.split}` needs the number of rows, which a streamed "
-            "dataset does not tell. Write `train[100:500]`, or `skip`."
-        )
-    chosen = choose(ENDLESS)[skip:]
-    if source.shards:
-        chosen = chosen[source.shard :: source.shards]
-    _require_rows(chosen, source, skip)
-    fingerprint = f"{source.path}:{source.name}:{source.revision}:{split}:{chosen}"
-    return HubRows(source.path, partial(open_hub_stream, source, split), fingerprint, chosen)
-
-
-def _require_rows(chosen: range, source: Source, skip: int) -> None:
-    if not chosen:
-        raise DataError(
-            f"{source.path}: `split: {source.split}` and `skip: {skip}` choose none of its rows."
-        )
 
 
 def look_into(source: EncodedSource, rows: int) -> list[Example]:
@@ -262,9 +137,7 @@ def look_into(source: EncodedSource, rows: int) -> list[Example]:
         row, position = source.take(position)
         if position.passes:
             break
-        counts.rows_read += 1
-        for reason, place in row.drops:
-            counts.drop(reason, row.number, place)
+        counts.add(row)
         examples += row.examples
         if len(examples) >= EXAMPLES_LOOKED_AT and (source.ended or not source.turns):
             break

@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from newtune.data.counts import DatasetCounts, DroppedRows
+from newtune.types import IGNORE_INDEX, Example
 
 LISTED = 5
 """Most dropped rows listed by place for one reason; a stream has no end, its counts have."""
@@ -22,6 +23,29 @@ class Position:
     row: int = 0
     """Rows before the next one, counted in the file or the hub's split."""
     anchor: Anchor | None = field(default=None, compare=False)
+
+
+class StreamRow(NamedTuple):
+    """What became of one row: its examples, or why it was left out."""
+
+    number: int
+    examples: Sequence[Example]
+    drops: Sequence[tuple[str, str]] = ()
+    """(reason, place)."""
+    truncated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its examples."""
+        return sum(len(example.input_ids) for example in self.examples)
+
+
+class Carried(NamedTuple):
+    """A piece of a joined document that did not fill a row yet, and where it came from."""
+
+    source: int
+    row: int
+    ids: tuple[int, ...]
 
 
 @dataclass
@@ -46,12 +70,23 @@ class SourceCounts:
     trained_tokens: int = 0
     dropped: dict[str, Dropped] = field(default_factory=dict)
 
-    def drop(self, reason: str, number: int, place: str) -> None:
-        """Count a row that is left out."""
-        entry = self.dropped.setdefault(reason, Dropped(0, number, []))
-        entry.rows += 1
-        if len(entry.places) < LISTED:
-            entry.places.append(place)
+    def add(self, row: StreamRow) -> None:
+        """Count a row, and what of it is left out."""
+        self.rows_read += 1
+        self.examples += len(row.examples)
+        self.tokens += row.tokens
+        self.trained_tokens += sum(
+            int((example.labels != IGNORE_INDEX).sum()) for example in row.examples
+        )
+        self.rows_cut += len(row.examples) > 1
+        if row.truncated:
+            self.rows_truncated += 1
+            self.first_truncated_row = self.first_truncated_row or row.number
+        for reason, place in row.drops:
+            entry = self.dropped.setdefault(reason, Dropped(0, row.number, []))
+            entry.rows += 1
+            if len(entry.places) < LISTED:
+                entry.places.append(place)
 
     @property
     def rows_dropped(self) -> int:
@@ -92,8 +127,8 @@ class StreamState:
     """Never changed in place: `mutable_counts` gives copies."""
     block: int = 0
     """Blocks before this place; it seeds the draw of the next."""
-    carry: tuple[tuple[int, ...], ...] = ()
-    """Ends of joined documents that did not fill a row yet, as token ids."""
+    carry: tuple[Carried, ...] = ()
+    """What is left over of joined documents."""
 
     @classmethod
     def beginning(cls, sources: int) -> "StreamState":
@@ -115,7 +150,7 @@ class StreamState:
             positions=tuple(Position(**entry) for entry in values["positions"]),
             counts=tuple(SourceCounts.from_json(entry) for entry in values["counts"]),
             block=values["block"],
-            carry=tuple(tuple(ids) for ids in values["carry"]),
+            carry=tuple(Carried(source, row, tuple(ids)) for source, row, ids in values["carry"]),
         )
 
 

@@ -8,7 +8,6 @@ import torch
 
 from newtune.data.batches import BatchLayout
 from newtune.data.stream.batches import StreamedBatches
-from newtune.data.stream.state import StreamState
 from newtune.errors import DataError
 from newtune.plan.parts import StepPlan
 from streams import ListedRows, block_reader, text_source, texts, write_texts
@@ -23,9 +22,7 @@ def make(folder, *, rows=1, accumulation=4, world=1, rank=0, examples=10, **opti
     reader = block_reader(sources, examples=examples, **{"packed": True, **options})
     steps = StepPlan(rows, accumulation, world, 1, (STEPS,), 42)
     layout = BatchLayout(3, None, None, flatten=True)
-    return StreamedBatches(
-        reader.read, StreamState.beginning(2), steps, layout, names=["a", "b"], rank=rank
-    )
+    return StreamedBatches(reader, steps, layout, rank=rank)
 
 
 @pytest.fixture
@@ -111,21 +108,23 @@ def test_without_a_place_the_run_is_walked_to_where_it_stopped(stream):
     same(late[20], expected[20])
 
 
-def test_other_data_is_refused(stream):
+def test_other_data_is_refused(stream, tmp_path):
     batches = stream()
     batches[0]
     state = batches.state_at(0)
-    other = stream()
-    other.fingerprint = "changed"
-    with pytest.raises(DataError, match="a, b: not the data that the checkpoint's run has read"):
-        other.restore(state)
+    with (tmp_path / "b.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(
+        DataError, match=r"b\.jsonl: not the data that the checkpoint's run has read"
+    ):
+        stream().restore(state)
 
 
 def test_rows_of_a_micro_batch_are_named(stream):
     batches = stream(packed=False)
     batches[0]
     (place,) = batches.rows_of(0)
-    assert place.startswith(("a, row ", "b, row "))
+    assert place.startswith(("a.jsonl, row ", "b.jsonl, row "))
 
 
 def test_the_run_ends_where_the_plan_does(stream):
@@ -140,9 +139,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted(tmp_p
     reader = block_reader([text_source(ListedRows(rows), chunk=4)], examples=10)
     steps = StepPlan(5, 1, 1, 1, (20,), 42)
     layout = BatchLayout(3, None, None, flatten=True)
-    batches = StreamedBatches(
-        reader.read, StreamState.beginning(1), steps, layout, names=["listed"]
-    )
+    batches = StreamedBatches(reader, steps, layout)
     for index in range(4):  # 20 of the 30 rows: the third block is being read
         batches[index]
     with pytest.raises(DataError, match="listed, row 31: no field `text`"):
@@ -155,6 +152,6 @@ def test_counts_name_the_source_and_its_share(stream):
     for index in range(len(batches)):
         batches[index]
     first, second = batches.read_at_end()
-    assert (first["name"], second["name"]) == ("a", "b")
+    assert (first["name"], second["name"]) == ("a.jsonl", "b.jsonl")
     assert first["token_share"] == pytest.approx(0.5, abs=0.1)
     assert first["rows_read"] > second["rows_read"] > 0

@@ -98,9 +98,10 @@ def test_documents_are_joined_to_full_rows_by_hand():
         [IGNORE_INDEX],
     ]
     assert rows[1].origins == [(0, 1), (0, 2), (0, 3)]
-    assert carry == ((9,),)
+    assert carry == ((0, 3, (9,)),)
     rows, carry = join_documents([(document(4, 4, 4), (0, 4))], carry, 4)
     assert as_ids(rows) == [[[9], [4, 4, 4]]]
+    assert rows[0].origins == [(0, 3), (0, 4)]
     assert carry == ()
 
 

@@ -11,7 +11,7 @@ from datasets import load_dataset
 
 from newtune.data.sources import Source
 from newtune.data.stream.hub import HubRows
-from newtune.data.stream.prepare import open_rows
+from newtune.data.stream.plans import open_rows
 from newtune.errors import DataError
 from streams import local_rows, write_texts
 
@@ -35,7 +35,7 @@ def of_hub(tmp_path, kind, **options):
         files.append(str(path))
     kind = "json" if kind == "jsonl" else kind
 
-    def open_dataset():
+    def open_dataset(commit):
         return load_dataset(
             kind,
             data_files=files,
@@ -44,7 +44,7 @@ def of_hub(tmp_path, kind, **options):
             cache_dir=str(tmp_path / "cache"),
         )
 
-    return HubRows("hub", open_dataset, "hub", **options)
+    return HubRows("hub", open_dataset, commit="abc", **options)
 
 
 def of_file(tmp_path, kind):
@@ -93,7 +93,8 @@ def test_what_a_stream_cannot_choose_is_refused(tmp_path):
         open_rows(Source("someone/rows", split="train[-5:]"))
 
 
-def test_hub_rows_are_chosen_before_the_hub_is_asked():
+def test_hub_rows_are_chosen_without_knowing_how_many_there_are(monkeypatch):
+    monkeypatch.setattr("newtune.data.stream.plans.commit_of", lambda source: "abc")
     rows = open_rows(Source("someone/rows", split="train[100:200]", shards=4, shard=1), skip=10)
     assert isinstance(rows, HubRows)
     assert rows.chosen == range(111, 200, 4)
