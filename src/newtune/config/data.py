@@ -148,7 +148,7 @@ class DatasetSection(Section):
     field_label: str | None = None
     """Preference data: column of the judgement."""
     text_column: str | None = None
-    """Streamed text: its column. Empty: `field`, else `text`."""
+    """Raw text: its column; goes before `field`."""
     skip: NotNegative | None = None
     """Streamed data: rows to leave out at the start, in every pass."""
     input_format: str | None = None

@@ -99,7 +99,7 @@ IDLE: tuple[Idle, ...] = (
         "the key that switches it on is not given",
     ),
     Idle(
-        ("streaming_multipack_buffer_size", "datasets.*.skip", "datasets.*.text_column"),
+        ("streaming_multipack_buffer_size", "datasets.*.skip"),
         lambda config: config.is_streamed,
         "the data is not streamed (`streaming`, `pretraining_dataset`)",
     ),

@@ -104,7 +104,7 @@ def _in_words(source: Source) -> Iterator[None]:
 
 
 def _not_found(source: Source, error: Exception) -> str:
-    gated = isinstance(error, GatedRepoError) or "gated" in str(error)
+    gated = isinstance(error, GatedRepoError) or "is a gated dataset" in str(error)
     if gated:
         return (
             f"{source.path}: the dataset is gated. Accept its terms on its page, then give a "

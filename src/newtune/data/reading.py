@@ -185,7 +185,7 @@ def format_options(
     return FormatOptions(
         train_on_inputs=data.train_on_inputs if train_on_inputs is None else train_on_inputs,
         default_system_message=data.default_system_message,
-        text_field=entry.field,
+        text_field=entry.text_column or entry.field,
         template=template,
         end_tokens=_end_tokens(tokenizer, end_tokens),
         eos_token=_text(tokenizer.eos_token),

@@ -142,7 +142,6 @@ def test_known_plugins_are_answered_and_others_refused_by_name() -> None:
         ({"num_epochs": 4, "max_steps": 5}, "num_epochs"),
         ({"streaming_multipack_buffer_size": 5}, "streaming_multipack_buffer_size"),
         ({"datasets": [{"path": "a", "skip": 5}]}, "datasets.0.skip"),
-        ({"datasets": [{"path": "a", "text_column": "x"}]}, "datasets.0.text_column"),
         ({"pretraining_sample_concatenation": True}, "pretraining_sample_concatenation"),
         ({"pretrain_multipack_attn": False, **STREAM}, "pretrain_multipack_attn"),
         (

@@ -101,7 +101,9 @@ def a_text_column_is_of_raw_text(config: RunConfig) -> Iterator[Problem]:
     for name, of_text in (("pretraining_dataset", TEXT_TYPES), ("datasets", RAW_TEXT)):
         for index, entry in enumerate(getattr(config.data, name)):
             if entry.text_column and entry.type not in of_text:
-                hint = "`newtune explain datasets` lists the keys that name columns."
+                hint = (
+                    "`field_messages` and the other `field_*` keys name columns of other formats."
+                )
                 key = f"{name}.{index}.text_column"
                 yield Problem(key, "is for raw text (`type: completion`)", hint)
 

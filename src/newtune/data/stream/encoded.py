@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
+from dataclasses import replace
 
 import numpy as np
 from aiohttp import ClientError
@@ -116,29 +116,37 @@ class EncodedSource:
             self._ready.append((row, Position(passes, row.number, anchor)))
 
     def _rows_of_chunk(self) -> list[NumberedRow]:
-        """Read the next rows; a read that fails is tried again from the first of them."""
-        for number, seconds in enumerate((*PAUSES, None), 1):
+        """Read the next rows; after a read that failed, from the first of them that is missing."""
+        chunk: list[NumberedRow] = []
+        tries = 0
+        while len(chunk) < self.chunk:
             try:
                 assert self._iterator is not None
-                chunk = list(islice(self._iterator, self.chunk))
+                row = next(self._iterator, None)
             except READ_ERRORS as error:
-                where = f"{self.name}, after row {self._read_to.row}"
-                reason = str(error) or type(error).__name__
-                if seconds is None:
-                    raise DataError(
-                        f"{where}: reading failed {number} times ({reason}). Complete checkpoints "
-                        "are kept: go on with `--resume` when the source can be read again."
-                    ) from error
-                notice(f"{where}: reading failed ({reason}); again in {seconds:g} s")
-                self.pause(seconds)
+                tries += 1
+                self._wait_after(error, tries)
                 self._iterator = self.rows.read(self._read_to.row, self._read_to.anchor)
-            else:
-                if chunk:
-                    self._read_to = Position(
-                        self._read_to.passes, chunk[-1].number, self.rows.anchor()
-                    )
-                return chunk
-        raise AssertionError("the last try returns or raises")
+                continue
+            if row is None:
+                break
+            tries = 0
+            chunk.append(row)
+            self._read_to = replace(self._read_to, row=row.number)
+        self._read_to = replace(self._read_to, anchor=self.rows.anchor())
+        return chunk
+
+    def _wait_after(self, error: Exception, tries: int) -> None:
+        where = f"{self.name}, after row {self._read_to.row}"
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if tries > len(PAUSES):
+            raise DataError(
+                f"{where}: reading failed {tries} times ({reason}). Complete checkpoints are kept: "
+                "go on with `--resume` when the source can be read again."
+            ) from error
+        seconds = PAUSES[tries - 1]
+        notice(f"{where}: reading failed ({reason}); again in {seconds:g} s")
+        self.pause(seconds)
 
     def _begin_again(self) -> None:
         if self._rows_since_beginning == 0:

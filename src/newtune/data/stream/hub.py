@@ -1,6 +1,8 @@
 """The rows of a hub dataset as they come over the network, from any position on."""
 
+import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from datasets import IterableDataset
 
@@ -16,8 +18,8 @@ ENDLESS = 1 << 62
 class HubRows:
     """A hub dataset in the order of its files; `datasets` knows the way back to a row of a file.
 
-    `open_dataset` opens it as it is at a commit, and is called anew for every reading, so that a
-    broken connection is left behind.
+    `open_dataset` opens it as it is at a commit, once; each reading opens the files anew, and so
+    leaves a broken connection behind.
     """
 
     def __init__(
@@ -32,7 +34,8 @@ class HubRows:
         self.open_dataset = open_dataset
         self.commit = commit
         self.chosen = chosen
-        self._current: IterableDataset | None = None
+        self._dataset: IterableDataset | None = None
+        self._beginning: dict[str, Any] = {}
         self._position = 0
 
     @property
@@ -54,7 +57,7 @@ class HubRows:
                 f"{self.name}: is at {self.commit} by now; the run goes on with what it has read "
                 f"so far, {identity['commit']}"
             )
-        self.commit = identity["commit"]
+        self.commit, self._dataset = identity["commit"], None
 
     def read(self, start: int, anchor: Anchor | None = None) -> Iterator[NumberedRow]:
         """Yield the chosen rows from position `start` on.
@@ -63,13 +66,15 @@ class HubRows:
             DataError: the dataset cannot be opened.
         """
         start = max(start, self.chosen.start)
-        dataset = self.open_dataset(self.commit)
-        position = 0
+        if self._dataset is None:
+            self._dataset = self.open_dataset(self.commit)
+            self._beginning = self._dataset.state_dict()
+        position, state = 0, self._beginning
         if anchor is not None and anchor["row"] <= start:
-            dataset.load_state_dict(dict(anchor["state"]))
-            position = anchor["row"]
-        self._current, self._position = dataset, position
-        for row in dataset:
+            position, state = anchor["row"], anchor["state"]
+        self._dataset.load_state_dict(copy.deepcopy(dict(state)))
+        self._position = position
+        for row in self._dataset:
             self._position = position + 1
             if position >= self.chosen.stop:
                 return
@@ -79,6 +84,6 @@ class HubRows:
 
     def anchor(self) -> Anchor | None:
         """Return where `datasets` stands in the file being read."""
-        if self._current is None or not self._position:
+        if self._dataset is None or not self._position:
             return None
-        return {"row": self._position, "state": self._current.state_dict()}
+        return {"row": self._position, "state": self._dataset.state_dict()}

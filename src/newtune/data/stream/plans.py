@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,8 +85,6 @@ def _plan(
     type_ = type_of(entry)
     if text and type_ in TEXT_TYPES:
         type_ = "completion"
-    if entry.text_column:
-        options = replace(options, text_field=entry.text_column)
     source = open_rows(source_of(entry, base_folder, cache_folder), skip=entry.skip or 0)
     return StreamPlan(source, type_, options, 1.0 if entry.weight is None else entry.weight)
 

@@ -67,12 +67,21 @@ def test_dropped_and_truncated_rows_are_told(tmp_path):
 def test_a_read_that_fails_is_tried_again(caplog):
     waited = []
     with caplog.at_level("INFO", logger="newtune"):
-        rows = listed(5, fails=[3, 5])
+        rows = listed(5, fails=[3, 4])
         source = EncodedSource(rows, text_reader(), Limits(64), chunk=2, pause=waited.append)
         taken = take(source, 5)
     assert taken == take(text_source(listed(5)), 5)
     assert waited == list(encoded.PAUSES[:2])
     assert "listed, after row 2: reading failed (the line is dead); again in 1 s" in caplog.text
+
+
+def test_what_was_read_before_a_failure_is_not_read_again():
+    waited = []
+    rows = listed(9, fails=[3, 6, 9])
+    source = EncodedSource(rows, text_reader(), Limits(64), chunk=9, pause=waited.append)
+    assert take(source, 9) == take(text_source(listed(9)), 9)
+    assert waited == [encoded.PAUSES[0]] * 3
+    assert rows.reads == 9 + 3
 
 
 def test_a_source_that_stays_broken_is_named_with_its_place():
