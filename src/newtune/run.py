@@ -24,6 +24,7 @@ from newtune.model.head import compute_loss_sum
 from newtune.model.load import load_model
 from newtune.model.tokenizer import load_tokenizer, new_token_ids, read_tokenizer
 from newtune.outputs.conversation import answer_ends, stop_ids
+from newtune.outputs.dataset_upload import upload_data
 from newtune.outputs.load import (
     Loaded,
     Which,
@@ -32,11 +33,9 @@ from newtune.outputs.load import (
     load_trained,
 )
 from newtune.outputs.merge import Merged, merge_adapter
-from newtune.outputs.publish import open_repository
-from newtune.outputs.report import RunReport, report_run
-from newtune.outputs.result_files import result_kind
+from newtune.outputs.report import RunReport, report_run, report_uploads
 from newtune.outputs.save import save_final, with_template
-from newtune.outputs.upload import collect_result, upload_result
+from newtune.outputs.uploads import open_uploads
 from newtune.plan.parts import Dtype, ModelFacts, Plan
 from newtune.plan.plan import make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
@@ -90,12 +89,10 @@ def train(config: RunConfig) -> RunReport:
     prepared = prepare(config)
     plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
     refuse_unread_keys(config)
-    hub = plan.output.hub
-    repository = None
-    if hub is not None:
-        repository = open_repository(
-            hub.model_id, asked_by="`hub_model_id`", private=hub.private, revision=hub.revision
-        )
+    tokenizer_to_save = with_template(tokenizer, data.chat_template)
+    uploads = open_uploads(plan, run_dir, tokenizer_to_save)
+    if checkpoint is None:
+        upload_data(plan.output.dataset_hub, data)
     describe(run_dir, config, prepared)
 
     set_seed(plan.training.steps.seed)  # an adapter's first weights are drawn when it is made
@@ -109,17 +106,18 @@ def train(config: RunConfig) -> RunReport:
         tokenizer,
         batches,
         run_dir,
-        stop_ids=answer_ends(model, with_template(tokenizer, data.chat_template)),
+        stop_ids=answer_ends(model, tokenizer_to_save),
     )
-    with closing(batches):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    if isinstance(batches.train, StreamedBatches):
-        write_json(run_dir.data_file, [*batches.train.read_at_end(), *counted_ahead(prepared)])
-    save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
-    report = report_run(run_dir, plan)
-    if repository is not None:
-        upload_result(repository, collect_result(run_dir, result_kind(run_dir)))
-    return report
+    with uploads:
+        uploads.follow(trainer)
+        with closing(batches):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        if isinstance(batches.train, StreamedBatches):
+            write_json(run_dir.data_file, [*batches.train.read_at_end(), *counted_ahead(prepared)])
+        save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
+        report = report_run(run_dir, plan)
+        uploads.add_result()
+    return report_uploads(run_dir, report, uploads.problems)
 
 
 def merge(

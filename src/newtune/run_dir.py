@@ -44,6 +44,12 @@ MAY_DIFFER_ON_RESUME = frozenset(
         "dataloader_pin_memory",
         "dataloader_prefetch_factor",
         "save_total_limit",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_private_repo",
+        "hub_revision",
+        "hub_always_push",
+        "push_dataset_to_hub",
     }
 )
 """Keys that change neither the numbers nor the data of a run; a resumed run may set them anew."""

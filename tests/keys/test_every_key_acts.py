@@ -173,6 +173,13 @@ CASES = [
     ("merged_dtype", "float16", ()),
     ("output_dir", "elsewhere", ()),
     ("hub_model_id", "me/model", ()),
+    ("hub_strategy", "every_save", ("--hub_model_id", "me/model")),
+    (
+        "hub_always_push",
+        "true",
+        ("--hub_model_id", "me/model", "--hub_strategy", "checkpoint"),
+    ),
+    ("push_dataset_to_hub", "me/rows", ()),
     ("hub_private_repo", "true", ("--hub_model_id", "me/model")),
     ("hub_revision", "v1", ("--hub_model_id", "me/model")),
     ("use_tensorboard", "true", ()),

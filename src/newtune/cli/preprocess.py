@@ -25,4 +25,9 @@ def run(config_path: Path, overrides: list[str], *, force: bool = False) -> int:
     data = prepare(config, load_tokenizer(config.tokenizer, config.model), force=force)
     show_counts(data.counts)
     show_totals(data)
+    if config.data.push_dataset_to_hub:
+        from newtune.outputs.dataset_upload import upload_data
+        from newtune.plan.plan import plan_dataset_hub
+
+        upload_data(plan_dataset_hub(config), data)
     return 0

@@ -62,6 +62,10 @@ def plan_lines(plan: "Plan") -> Iterable[tuple[str, Any]]:
     yield "training.steps.total_steps", steps.total_steps
     yield from _training_lines(plan)
     yield "output.folder", plan.output.folder
+    if plan.output.hub is not None:
+        yield "output.hub", plan.output.hub.model_id
+    if plan.output.dataset_hub is not None:
+        yield "output.dataset_hub", plan.output.dataset_hub.model_id
 
 
 def _training_lines(plan: "Plan") -> Iterable[tuple[str, Any]]:

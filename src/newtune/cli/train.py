@@ -5,6 +5,7 @@ from pathlib import Path
 
 from newtune.cli.config_file import read_config
 from newtune.cli.show_run import show_summary
+from newtune.errors import ExportError
 
 
 def run(config_path: Path, overrides: list[str], *, resume: bool = False) -> int:
@@ -14,7 +15,13 @@ def run(config_path: Path, overrides: list[str], *, resume: bool = False) -> int
     config = read_config(config_path, overrides)
     from newtune.run import train
 
-    show_summary(train(config), config_path)
+    report = train(config)
+    show_summary(report, config_path)
+    if report.upload_problems:
+        raise ExportError(
+            f"the run is complete in {report.folder}, but not every upload is: "
+            f"{'; '.join(report.upload_problems)} Upload the result: newtune upload {config_path}"
+        )
     return 0
 
 

@@ -249,7 +249,9 @@ class DataSection(Section):
     """Texts that end a turn in the chat template. Empty: every special token of the tokenizer that
     does not open a turn."""
     push_dataset_to_hub: str | None = None
-    """Hub id that the prepared data is uploaded to."""
+    """Hub id that the prepared data is uploaded to, before the training begins: tokens and labels,
+    `train` and, if rows are held out, `test`. A dataset without `type` reads it. See
+    `hub_private_repo`."""
     hf_use_auth_token: bool | None = None
     """Use the hub token of this machine. The hub client always does when one is stored; false is
     refused."""

@@ -156,14 +156,24 @@ IDLE: tuple[Idle, ...] = (
         "one device holds the whole model",
     ),
     Idle(
-        ("hub_strategy", "hub_always_push"),
-        lambda config: config.output.hub_model_id and config.output.hub_strategy in (None, "end"),
-        "the result is uploaded once, at the end",
-    ),
-    Idle(
-        ("hub_private_repo", "hub_revision"),
+        ("hub_strategy", "hub_revision", "hub_always_push"),
         lambda config: config.output.hub_model_id,
         "`hub_model_id` is not given",
+    ),
+    Idle(
+        ("hub_always_push",),
+        lambda config: config.output.hub_strategy not in (None, "end"),
+        "the result is uploaded once, at the end (`hub_strategy`)",
+    ),
+    Idle(
+        ("hub_strategy", "hub_always_push"),
+        lambda config: config.output.save_strategy != "no",
+        "`save_strategy: no` writes no checkpoints; the result is uploaded at the end",
+    ),
+    Idle(
+        ("hub_private_repo",),
+        lambda config: config.output.hub_model_id or config.data.push_dataset_to_hub,
+        "neither `hub_model_id` nor `push_dataset_to_hub` is given",
     ),
     Idle(
         ("save_total_limit", "save_only_model"),

@@ -171,7 +171,6 @@ LATER: Mapping[str, Later] = {
     "generate_samples": _SAMPLES,
     "dataloader_drop_last": Later("newtune trains every example; none can be left out"),
     "accelerator_config": Later("accelerate's own options are not available"),
-    "push_dataset_to_hub": Later("uploading prepared data is not available yet"),
     "trainer_cls": Later("another trainer class is not available"),
     "profiler_steps*": Later("profiling is not available yet"),
     "merge_method": Later("choosing how the merge uses memory is not available yet"),

@@ -41,15 +41,22 @@ class OutputSection(Section):
     debug: bool | str | None = None
     """Show more of the data. `newtune data CONFIG` does, so this changes nothing."""
     hub_model_id: str | None = None
-    """Hub id that the result is uploaded to."""
+    """Hub id that the result is uploaded to: adapter or model, tokenizer, card. The repository is
+    made, and the right to write to it checked, before weights load. The token is that of HF_TOKEN
+    or `hf auth login`; no key holds it. A failed upload does not end the run; its exit code tells.
+    """
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] | None = None
-    """When to upload: at the `end`, at `every_save`, ... Empty: at the end."""
+    """When to upload. `end`: the result. `every_save`: besides, the model with every checkpoint.
+    `checkpoint`: besides, the latest checkpoint whole, in `last-checkpoint/`, to go on from.
+    `all_checkpoints`: every checkpoint whole, in a folder of its own. Empty: at the end."""
     hub_private_repo: bool | None = None
-    """Make the repository private when it is created."""
+    """Make the repository private when it is created. Prepared data (`push_dataset_to_hub`) is
+    private unless this is false."""
     hub_revision: str | None = None
-    """Branch that is uploaded to."""
+    """Branch that is uploaded to; made from the main one if it is not there."""
     hub_always_push: bool | None = None
-    """Upload even when an earlier upload has not ended."""
+    """Upload every checkpoint. Otherwise, of those written while an upload goes on only the newest
+    is uploaded."""
     dynamic_checkpoint: dict[str, Any] | None = None
     """Write a checkpoint when a file appears or a signal arrives. newtune writes one on Ctrl-C and
     SIGTERM."""

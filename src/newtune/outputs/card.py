@@ -17,12 +17,18 @@ def write_card(run_dir: RunDir, plan: Plan, results: Mapping[str, Any]) -> None:
 
     `results` is the content of summary.json.
     """
+    write_text(run_dir.root / CARD, card_of_run(run_dir, plan, results))
+    if results["merge"] is not None:
+        write_text(run_dir.merged / CARD, card_of_run(run_dir, plan, results, merged=True))
+
+
+def card_of_run(
+    run_dir: RunDir, plan: Plan, results: Mapping[str, Any], *, merged: bool = False
+) -> str:
+    """Return the card of a run as far as it has come."""
     counts = _read_json(run_dir.data_file, [])
     environment = _read_json(run_dir.environment_file, {})
-    write_text(run_dir.root / CARD, card_text(plan, results, counts, environment))
-    if results["merge"] is not None:
-        text = card_text(plan, results, counts, environment, merged=True)
-        write_text(run_dir.merged / CARD, text)
+    return card_text(plan, results, counts, environment, merged=merged)
 
 
 def card_text(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class RunReport:
     parameters: int
     merge: Mapping[str, Any] | None = None
     """verification.json of the merged model; None = not merged."""
+    upload_problems: tuple[str, ...] = ()
+    """Uploads that failed; the run itself did not."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what summary.json holds."""
@@ -53,6 +55,15 @@ def report_run(run_dir: RunDir, plan: Plan) -> RunReport:
     write_json(run_dir.summary_file, report.as_dict())
     write_card(run_dir, plan, report.as_dict())
     return report
+
+
+def report_uploads(run_dir: RunDir, report: RunReport, problems: Sequence[str]) -> RunReport:
+    """Add to a report, and to summary.json, which uploads failed."""
+    if not problems:
+        return report
+    told = replace(report, upload_problems=tuple(problems))
+    write_json(run_dir.summary_file, told.as_dict())
+    return told
 
 
 def read_report(run_dir: RunDir, plan: Plan) -> RunReport:

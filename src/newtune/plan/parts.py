@@ -253,11 +253,15 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class HubPlan:
-    """Where the result is uploaded at the end."""
+    """Where, and when, the result is uploaded."""
 
     model_id: str
     private: bool = False
     revision: str | None = None
+    """Branch; None = the main one."""
+    strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "end"
+    always_push: bool = False
+    """Every checkpoint is uploaded, also while an earlier upload goes on."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,8 @@ class OutputPlan:
     merged_dtype: Dtype | None = None
     """None = the base checkpoint's own."""
     hub: HubPlan | None = None
+    dataset_hub: HubPlan | None = None
+    """Where the prepared data is uploaded before the training begins."""
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,12 @@ def test_known_plugins_are_answered_and_others_refused_by_name() -> None:
         ({"ddp_timeout": 5}, "ddp_timeout"),
         ({"device_map": "auto"}, "device_map"),
         ({"hub_strategy": "end"}, "hub_strategy"),
+        ({"hub_always_push": True, "hub_model_id": "a/b"}, "hub_always_push"),
+        (
+            {"hub_strategy": "every_save", "hub_model_id": "a/b", "save_strategy": "no"},
+            "hub_strategy",
+        ),
+        ({"hub_private_repo": True}, "hub_private_repo"),
         ({"save_total_limit": 2, "save_strategy": "no"}, "save_total_limit"),
         ({"wandb_name": "x"}, "wandb_name"),
         ({"wandb_project": "x", "use_wandb": False}, "wandb_project"),

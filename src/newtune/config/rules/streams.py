@@ -45,14 +45,16 @@ def nothing_is_held_out_of_a_stream(config: RunConfig) -> Iterator[Problem]:
     "dataset_exact_deduplication",
     "dataset_shard_num",
     "shuffle_before_merging_datasets",
+    "push_dataset_to_hub",
 )
 def whole_data_is_never_there(config: RunConfig) -> Iterator[Problem]:
-    """Streamed data excludes what looks at all rows: deduplication, cutting and shuffling them."""
+    """Streamed data excludes what looks at all rows: deduplication, cutting, shuffling, uploads."""
     remedies = {
         "dataset_exact_deduplication": "Leave duplicates out beforehand.",
         "dataset_shard_num": "`shards` and `shards_idx` cut a single dataset.",
         "shuffle_before_merging_datasets": "The stream is shuffled in its buffer, "
         "`streaming_multipack_buffer_size` examples at a time.",
+        "push_dataset_to_hub": "Prepare the data first, without `streaming`.",
     }
     for key, remedy in remedies.items():
         if config.is_streamed and getattr(config.data, key):
