@@ -32,8 +32,7 @@ class Detail(NamedTuple):
     train: bool
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One message as the template gets it, and what is to be trained of it.
 
     `train` is the decision for the whole turn; `details`, if any, decide by character instead.
@@ -109,9 +108,16 @@ class ChatRenderer:
         finder = TurnFinder(rendering, self.landmarks, place)
         ranges = [
             finder.find(index, turn.message, trained=turn.is_trained)
+            if turn.is_trained or self._trains_other_ends
+            else finder.check(index, turn.message)
             for index, turn in enumerate(conversation.turns)
         ]
         return self._rendered(conversation.turns, finder, ranges)
+
+    @cached_property
+    def _trains_other_ends(self) -> bool:
+        """Whether an end token may be trained whose turn is not."""
+        return not {self.train_on_eos, self.train_on_eot} <= {"turn", "none"}
 
     def _rendered(
         self, turns: Sequence[Turn], finder: TurnFinder, ranges: Sequence[TurnRange]

@@ -8,7 +8,7 @@ the parsed tree that marks each pass of a loop.
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any
 
 import jinja2
@@ -18,6 +18,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import do_join
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -57,6 +58,15 @@ class Message(dict[str, Any]):
 
     def __str__(self) -> str:
         return claimed(dict.__repr__(self), self)
+
+
+_OF_EVERY_MESSAGE = frozenset(dir(Message))
+"""What `message.items` and the like mean, whatever fields it has."""
+
+_OF_LOOPS = frozenset(
+    ("first", "last", "index", "index0", "revindex", "revindex0", "length", "previtem", "nextitem")
+)
+"""Plain values of jinja's `loop`."""
 
 
 class _CodeGenerator(CodeGenerator):
@@ -155,6 +165,15 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         """
         return self.from_string(_LoopMarker().visit(self.parse(source)))
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Read `message.role` and `loop.first` at once; everything else as the sandbox does."""
+        if type(obj) is Message:
+            if attribute in obj and attribute not in _OF_EVERY_MESSAGE:
+                return obj[attribute]
+        elif type(obj) is LoopContext and attribute in _OF_LOOPS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
     def call(self, context: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls; a plain string's methods keep the memory of arguments."""
         owner = getattr(function, "__self__", None)
@@ -205,8 +224,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def _begin_pass(self, value: Any, loop: int) -> str:
         self._count_pass()
-        turn = _turn_of(value)
-        return "" if turn is None else traced("", (), (Mark(0, loop, turn),))
+        turn = value.turn if type(value) is Message else _turn_of(value)
+        return "" if turn is None else _mark_at(loop, turn)
 
     def _count_pass(self) -> None:
         self.passes += 1
@@ -221,13 +240,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
 @jinja2.pass_context  # or jinja would work it out once, when it compiles
 def _end_loop(_: Any, loop: int) -> str:
-    return traced("", (), (Mark(0, loop, None),))
+    return _mark_at(loop, None)
+
+
+@lru_cache(maxsize=10_000)
+def _mark_at(loop: int, turn: int | None) -> Traced:
+    return traced("", (), (Mark(0, loop, turn),))
 
 
 def _turn_of(value: Any) -> int | None:
-    """Return which message a loop variable is; templates may rebuild messages around the text."""
-    if type(value) is Message:
-        return value.turn
+    """Return which message a loop variable is, if a template rebuilt it around the text."""
     content = value.get("content") if isinstance(value, dict) and "role" in value else None
     if type(content) is Traced and content._pieces:
         return content._pieces[0].turn

@@ -1,10 +1,7 @@
-"""Rendered text → tokens and labels: whole batches, one pass of the fast tokenizer.
+"""Rendered text → tokens and labels: whole batches, one pass of the fast tokenizer."""
 
-A token is trained when its first character that is not white space is: `" four"`, half outside
-the trained characters, is judged by its `f`.
-"""
-
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
@@ -14,9 +11,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from newtune.data.rendered import Rendered, Tokens
+from newtune.data.token_masks import covers_text, trained_by_offsets, trained_by_span_ends
 from newtune.types import IGNORE_INDEX
 
-_SPACES = np.array([code for code in range(0x3001) if chr(code).isspace()], dtype=np.uint32)
+BATCH_CHARACTERS = 2_000_000
+"""Characters tokenised at a time: the tokenizer's own notes take some 30 bytes for each."""
 
 
 class TokenBatch(NamedTuple):
@@ -95,21 +94,25 @@ class TextEncoder:
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self.backend_json, self.bos, self.eos)
 
+    @cached_property
+    def covers_text(self) -> bool:
+        """Whether tokens cover a text without gaps, so that their masks come cheaper."""
+        return covers_text(json.loads(self.backend_json))
+
     def encode(self, rendered: Sequence[Rendered]) -> TokenBatch:
         """Tokenise texts and label their trained characters."""
+        return end_to_end([self._encode(batch) for batch in _batches(rendered)])
+
+    def _encode(self, rendered: Sequence[Rendered]) -> TokenBatch:
         encodings = self.backend.encode_batch(
             [row.text for row in rendered], add_special_tokens=False
         )
         counts = np.fromiter((len(item) for item in encodings), np.int64, len(encodings))
-        total = int(counts.sum())
-        ids = np.fromiter(chain.from_iterable(item.ids for item in encodings), np.int32, total)
-        offsets = np.fromiter(
-            chain.from_iterable(chain.from_iterable(item.offsets for item in encodings)),
-            np.int64,
-            2 * total,
-        ).reshape(total, 2)
-        trained = _trained_tokens(rendered, counts, offsets)
-        return self._with_ends(rendered, counts, ids, trained)
+        ids = np.fromiter(
+            chain.from_iterable(item.ids for item in encodings), np.int32, int(counts.sum())
+        )
+        masks = trained_by_span_ends if self.covers_text else trained_by_offsets
+        return self._with_ends(rendered, counts, ids, masks(rendered, encodings))
 
     def _with_ends(
         self,
@@ -122,6 +125,8 @@ class TextEncoder:
         opens = np.array([len(self.bos) if row.bos else 0 for row in rendered], dtype=np.int64)
         closes = np.array([row.eos != "none" and self.eos is not None for row in rendered])
         lengths = counts + opens + closes
+        if not opens.any() and not closes.any():
+            return _labelled(ids, trained, lengths)
         starts = np.cumsum(lengths) - lengths
         input_ids = np.empty(int(lengths.sum()), dtype=np.int32)
         is_trained = np.zeros(len(input_ids), dtype=np.bool_)
@@ -136,44 +141,32 @@ class TextEncoder:
             input_ids[ends] = self.eos
             wishes = np.array([row.eos == "trained" for row in rendered])
             is_trained[ends] = wishes[closes]
-        is_trained[starts[lengths > 0]] = False  # nothing predicts an example's first token
-        labels = np.where(is_trained, input_ids, IGNORE_INDEX).astype(np.int32)
-        return TokenBatch(input_ids, labels, lengths.astype(np.int32))
+        return _labelled(input_ids, is_trained, lengths)
+
+
+def _labelled(
+    input_ids: NDArray[np.int32], is_trained: NDArray[np.bool_], lengths: NDArray[np.int64]
+) -> TokenBatch:
+    starts = np.cumsum(lengths) - lengths
+    is_trained[starts[lengths > 0]] = False  # nothing predicts an example's first token
+    labels = np.where(is_trained, input_ids, np.int32(IGNORE_INDEX))
+    return TokenBatch(input_ids, labels, lengths.astype(np.int32))
 
 
 def _restore(backend_json: str, bos: tuple[int, ...], eos: int | None) -> TextEncoder:
     return TextEncoder(backend_json, bos=bos, eos=eos)
 
 
-def _trained_tokens(
-    rendered: Sequence[Rendered], counts: NDArray[np.int64], offsets: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Say of each token whether its first character that is not white space is trained."""
-    text = "".join(row.text for row in rendered)
-    sizes = np.array([len(row.text) for row in rendered], dtype=np.int64)
-    text_starts = np.cumsum(sizes) - sizes
-    if not text:
-        return np.zeros(len(offsets), dtype=np.bool_)
-    changes = np.zeros(len(text) + 1, dtype=np.int8)
-    for start, row in zip(text_starts.tolist(), rendered, strict=True):
-        for span in row.spans:
-            changes[start + span.start] += 1
-            changes[start + span.end] -= 1
-    is_trained = np.cumsum(changes[:-1], dtype=np.int8) > 0
-    begins = np.repeat(text_starts, counts) + offsets[:, 0]
-    ends = np.repeat(text_starts, counts) + offsets[:, 1]
-    first = _next_solid(text)[np.minimum(begins, len(text) - 1)]
-    # a token of white space alone is judged by its first character; one of no character is not
-    # trained (a dummy prefix)
-    first = np.where(first < ends, first, np.minimum(begins, len(text) - 1))
-    return is_trained[first] & (ends > begins)
-
-
-def _next_solid(text: str) -> NDArray[np.int64]:
-    """For each character: where the next one (itself included) that is not white space stands."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    places = np.where(np.isin(codes, _SPACES), len(text), np.arange(len(text)))
-    return np.minimum.accumulate(places[::-1])[::-1]
+def _batches(rendered: Sequence[Rendered]) -> Iterator[Sequence[Rendered]]:
+    """Cut rows into runs of about BATCH_CHARACTERS."""
+    ends = np.cumsum([len(row.text) for row in rendered])
+    start = 0
+    while start < len(rendered):
+        before = int(ends[start - 1]) if start else 0
+        end = int(np.searchsorted(ends, before + BATCH_CHARACTERS, side="right"))
+        end = max(end, start + 1)
+        yield rendered[start:end]
+        start = end
 
 
 def as_batch(rows: Sequence[Tokens]) -> TokenBatch:

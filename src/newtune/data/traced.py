@@ -55,7 +55,7 @@ class Traced(str):
     @classmethod
     def whole(cls, text: str, turn: int, field: str) -> "Traced":
         """Return `text`, all of it from one field of one message."""
-        return traced(text, (Piece(0, len(text), turn, field, 0),))
+        return traced(text, (_piece((0, len(text), turn, field, 0)),))
 
     def __str__(self) -> "Traced":
         return self
@@ -219,17 +219,16 @@ def marks_of(text: str) -> tuple[Mark, ...]:
 
 def concat(parts: Iterable[str]) -> Traced:
     """Join strings, some of them traced, keeping their memory."""
-    texts: list[str] = []
+    texts = list(parts)
     pieces: list[Piece] = []
     marks: list[Mark] = []
     length = 0
-    for part in parts:
+    for part in texts:
         if type(part) is Traced:
-            if part._pieces:
-                pieces += _moved(part._pieces, length) if length else part._pieces
-            if part._marks:
-                marks += [_mark((at + length, loop, turn)) for at, loop, turn in part._marks]
-        texts.append(part)
+            for start, end, turn, field, offset in part._pieces:
+                pieces.append(_piece((start + length, end + length, turn, field, offset)))
+            for at, loop, reached in part._marks:
+                marks.append(_mark((at + length, loop, reached)))
         length += len(part)
     return traced("".join(texts), tuple(pieces), tuple(marks))
 
@@ -239,19 +238,15 @@ _piece = partial(tuple.__new__, Piece)
 _mark = partial(tuple.__new__, Mark)
 
 
-def _moved(pieces: Iterable[Piece], by: int) -> list[Piece]:
-    return [
-        _piece((start + by, end + by, turn, field, offset))
-        for start, end, turn, field, offset in pieces
-    ]
-
-
 def added(parts: tuple[Any, ...]) -> Any:
     """Return `a + b + c`, joined at once when all of them are text."""
-    kinds = set(map(type, parts))
-    if Traced in kinds and kinds <= {Traced, str}:
-        return concat(parts)
-    return reduce(operator.add, parts)
+    has_memory = False
+    for part in parts:
+        if type(part) is Traced:
+            has_memory = True
+        elif type(part) is not str:
+            return reduce(operator.add, parts)
+    return concat(parts) if has_memory else "".join(parts)
 
 
 def join(separator: str, parts: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ from newtune.errors import DataError
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Names a message's reasoning goes by; templates read the first or the second."""
 
+_REASONING = frozenset(REASONING_FIELDS)
+
 TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -127,11 +129,12 @@ def _message(turn: int, message: Mapping[str, Any]) -> Message:
             made[key] = value if key in ("role", "name") else Traced.whole(value, turn, key)
         else:
             made[key] = _trace(value, turn, key)
-    for name in REASONING_FIELDS:
-        if made.get(name) is not None:
-            made.setdefault("thinking", made[name])
-            made["reasoning_content"] = made[name]
-            break
+    if not _REASONING.isdisjoint(made):
+        for name in REASONING_FIELDS:
+            if made.get(name) is not None:
+                made.setdefault("thinking", made[name])
+                made["reasoning_content"] = made[name]
+                break
     return made
 
 

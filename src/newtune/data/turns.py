@@ -12,10 +12,11 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from newtune.data.rendered import Span
+from newtune.data.surroundings import KnownSurroundings, Lengths, Surroundings
 from newtune.data.traced import MIXED, Piece
 from newtune.data.tracing import Block, Rendering
 from newtune.errors import DataError
@@ -46,6 +47,7 @@ class Landmarks:
     """Texts before an answer, the generation prompt first."""
     end_pattern: re.Pattern[str]
     """Matches what may end a turn."""
+    known: KnownSurroundings = field(default_factory=KnownSurroundings, compare=False, repr=False)
 
 
 class TurnFinder:
@@ -79,6 +81,58 @@ class TurnFinder:
             DataError: it is not in the text, or stands there more than once and is trained.
         """
         own = self._own_pieces(index, message)
+        return self._find_alone(index, message, own) or self._find(
+            index, message, own, trained=trained
+        )
+
+    def check(self, index: int, message: Mapping[str, Any]) -> TurnRange:
+        """Make sure that the text has turn `index`, without saying where.
+
+        Raises:
+            DataError: it has not.
+        """
+        self._own_pieces(index, message)
+        return NOWHERE
+
+    def _find_alone(
+        self, index: int, message: Mapping[str, Any], own: list[Piece]
+    ) -> TurnRange | None:
+        """Find a turn whose one pass wrote its one piece and no other; None: it is not like that.
+
+        Where it begins and ends depends on nothing but what the pass wrote around the piece
+        then, so that is worked out once for all conversations.
+        """
+        blocks = self.blocks.get(index, ())
+        if len(own) != 1 or len(blocks) != 1:
+            return None
+        piece, block = own[0], blocks[0]
+        inside = self._inside(block.start, block.end)
+        if len(inside) != 1 or inside[0] is not piece or piece.end > block.end:
+            return None
+        around = Surroundings(
+            self.text[block.start : piece.start],
+            self.text[piece.end : block.end],
+            message.get("role") == "assistant",
+        )
+        lengths = self.landmarks.known.recall(around)
+        if lengths is None:
+            found = self._find(index, message, own, trained=True)
+            if found.end > block.end or not found.has_end:
+                return found  # what follows the pass has a say
+            lengths = Lengths(
+                found.start - block.start, found.body_end - piece.end, found.end - piece.end
+            )
+            self.landmarks.known.remember(around, lengths)
+        return TurnRange(
+            block.start + lengths.to_start,
+            piece.end + lengths.to_end,
+            piece.end + lengths.to_after,
+            own,
+        )
+
+    def _find(
+        self, index: int, message: Mapping[str, Any], own: list[Piece], *, trained: bool
+    ) -> TurnRange:
         block, own = self._home(index, message, own, trained=trained)
         start = self._start(message, block, own)
         if start is None:

@@ -66,6 +66,9 @@ class MessageReader:
         Raises:
             DataError: it is no message, or its role is unknown; row and turn are named.
         """
+        plain = self._plain(message)
+        if plain is not None:
+            return plain
         place = f"{row.place}, turn {number}"
         if not isinstance(message, dict):
             raise DataError(f"{place}: must be an object, got {type(message).__name__}.")
@@ -81,6 +84,21 @@ class MessageReader:
         _move_thinking(fields, self.options)
         train, details = self._training(place, given, role, fields["content"])
         return Turn(fields, train, details)
+
+    def _plain(self, message: Any) -> Turn | None:
+        """Return a message of a known role and a text, and of nothing else; None for others."""
+        if type(message) is not dict or len(message) != 2 or self.options.split_thinking:
+            return None
+        name, content = map(message.get, self._role_and_content)
+        role = self.role_of.get(name) if type(name) is str else None
+        if role is None or type(content) is not str:
+            return None
+        train = self.options.train_on_inputs or role in self.options.roles_to_train
+        return Turn({"role": role, "content": content}, train)
+
+    @cached_property
+    def _role_and_content(self) -> tuple[str, str]:
+        return self.properties["role"], self.properties["content"]
 
     def _role(self, place: str, message: Mapping[str, Any], name: Any) -> str:
         if not isinstance(name, str):

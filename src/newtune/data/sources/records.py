@@ -16,6 +16,9 @@ from newtune.data.sources.data_file import DataFile
 from newtune.data.sources.rows import Malformed, Row, RowError
 from newtune.errors import DataError
 
+NEAR = 64
+"""Bytes that are read over rather than jumped over: a jump empties the file's buffer."""
+
 Index = NDArray[np.int64]  # Int64[ndarray, "records 3"]
 Scan = Callable[[DataFile], Iterator[Index]]
 
@@ -74,9 +77,14 @@ class Records:
     def _contents(self, positions: range) -> Iterator[bytes]:
         chosen = self.index[positions.start : positions.stop : positions.step, :2].tolist()
         with self.file.open() as file:
+            at = 0
             for start, end in chosen:
-                file.seek(start)
+                if not at <= start <= at + NEAR:
+                    file.seek(start)
+                elif start > at:
+                    file.read(start - at)
                 yield file.read(end - start)
+                at = end
 
 
 def make_index(file: DataFile, scan: Scan, name: str) -> Index:
