@@ -28,11 +28,12 @@ from newtune.outputs.dataset_upload import upload_data
 from newtune.outputs.load import (
     Loaded,
     Which,
+    choose_result,
     load_folder,
     load_result,
     load_trained,
 )
-from newtune.outputs.merge import Merged, merge_adapter
+from newtune.outputs.merge import Merged, merge_adapter, require_mergeable
 from newtune.outputs.report import RunReport, report_run, report_uploads
 from newtune.outputs.save import save_final, with_template
 from newtune.outputs.uploads import open_uploads
@@ -128,9 +129,15 @@ def merge(
     The dtype is the given one, else `merged_dtype`, else the base checkpoint's. A GGUF base has
     none once it is dequantised: then it is the one that the training stored it in.
     """
+    run_dir = RunDir(Path(config.output.output_dir))
+    require_mergeable(run_dir, base_source=config.model.base_model, overwrite=overwrite)
     prepared = prepare(config)
-    plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
-    run_dir, adapter = RunDir(plan.output.folder), plan.adapter
+    plan, data, tokenizer, adapter = (
+        prepared.plan,
+        prepared.data,
+        prepared.tokenizer,
+        prepared.plan.adapter,
+    )
     if adapter is None:
         raise ExportError("this configuration trains the whole model: there is nothing to merge")
     quantization = plan.model.quantization
@@ -160,12 +167,15 @@ def evaluate(config: RunConfig, *, which: Which | None = None) -> Evaluation:
 
     `which`: merged, adapter, model or base; None takes the best that the run's folder holds.
     """
+    run_dir = RunDir(Path(config.output.output_dir))
+    choose_result(run_dir, which)
+    if not (config.data.test_datasets or config.data.val_set_size):
+        raise DataError("no rows are held out: give `test_datasets` or `val_set_size`")
     prepared = prepare(config)
     plan, data = prepared.plan, prepared.data
     if data.evaluation is None:
-        raise DataError("no rows are held out: give `test_datasets` or `val_set_size`")
+        raise DataError("no rows are held out: `val_set_size` is too small for this data")
     tokenizer = with_template(prepared.tokenizer, data.chat_template)
-    run_dir = RunDir(plan.output.folder)
     loaded = load_result(plan.model, plan.adapter, run_dir, tokenizer, which=which)
     batches = training_data(prepared).evaluation
     assert batches is not None
@@ -178,10 +188,11 @@ def evaluate(config: RunConfig, *, which: Which | None = None) -> Evaluation:
 
 def load_for_inference(config: RunConfig, *, which: Which | None = None) -> Loaded:
     """Load a run's result to answer with: merged if there, else adapter over base, else model."""
+    run_dir = RunDir(Path(config.output.output_dir))
+    choose_result(run_dir, which)
     world = World.current()
     side = plan_model_side(config, world, model_facts(config))
     tokenizer = load_tokenizer(config.tokenizer, config.model)
-    run_dir = RunDir(Path(config.output.output_dir))
     if (run_dir.root / "tokenizer_config.json").is_file():
         tokenizer = read_tokenizer(str(run_dir.root))
     return load_result(side.model, side.adapter, run_dir, tokenizer, which=which)

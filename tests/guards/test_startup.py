@@ -34,6 +34,7 @@ except SystemExit as end:
 def test_validate_imports_nothing_heavy(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(CONFIG)
+    (tmp_path / "rows.jsonl").touch()
     subprocess.run([sys.executable, "-c", PROGRAM, str(file)], check=True, capture_output=True)
 
 
@@ -43,6 +44,7 @@ def test_validate_takes_half_a_second_of_the_processor(tmp_path: Path) -> None:
 
     file = tmp_path / "run.yaml"
     file.write_text(CONFIG)
+    (tmp_path / "rows.jsonl").touch()
 
     def processor_seconds() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -150,6 +150,13 @@ def test_generate_names_what_is_wrong_with_a_file(
     assert said in " ".join(result.output.split())
 
 
+def test_what_is_missing_is_said_before_data_is_prepared(config: Path, tmp_path: Path) -> None:
+    places = ("--output_dir", tmp_path / "other", "--dataset_prepared_path", tmp_path / "cache")
+    for command in (("merge",), ("evaluate",), ("evaluate", "--which", "merged")):
+        assert newtune(command[0], config, *command[1:], *places).exit_code == 2
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_run_that_was_not_trained_says_so(config: Path, tmp_path: Path) -> None:
     for command in ("merge", "evaluate", "chat"):
         result = newtune(command, config, "--output_dir", tmp_path / "other", text="")

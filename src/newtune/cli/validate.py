@@ -1,10 +1,12 @@
 """`newtune validate FILE...`: every problem with file, line and key; nothing heavy is imported."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from newtune.cli.show import show_error, show_notices, show_valid
 from newtune.config.load import load_config
+from newtune.config.places import missing_places
 from newtune.errors import ConfigError
 
 
@@ -13,7 +15,8 @@ def run(files: Sequence[Path], overrides: Sequence[str] = ()) -> int:
     code = 0
     for file in files:
         try:
-            config = load_config(file, overrides)
+            places = partial(missing_places, folder=file.parent)
+            config = load_config(file, overrides, further=places)
         except ConfigError as error:
             show_error(error)
             code = 2

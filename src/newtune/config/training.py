@@ -15,31 +15,6 @@ from newtune.config.section import (
     Strings,
 )
 
-OPTIMIZERS = (
-    *("adamw_torch", "adamw_torch_fused", "adamw_torch_8bit", "adamw_torch_4bit"),
-    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
-    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
-    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
-    *("adafactor", "muon", "sgd", "adagrad", "rmsprop"),
-    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
-    *("schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam"),
-    *("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "apollo_adamw"),
-    *("stable_adamw", "optimi_adamw", "adopt_adamw", "came_pytorch", "grokadamw"),
-    *("ao_adamw_4bit", "ao_adamw_8bit", "ao_adamw_fp8", "dion"),
-    *("lomo", "adalomo", "adamw_anyprecision", "adamw_torch_xla", "adamw_torch_npu_fused"),
-    *("galore_adamw_layerwise", "galore_adamw_8bit_layerwise"),
-    *("galore_adafactor_layerwise", "apollo_adamw_layerwise"),
-)
-"""The names of `optimizer` in the field. Which of them run here, and with which package, is said
-by `training/optim.py`."""
-
-SCHEDULES = (
-    *("cosine", "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr"),
-    *("linear", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
-    *("warmup_stable_decay", "one_cycle", "rex", "reduce_lr_on_plateau", "greedy"),
-)
-"""The names of `lr_scheduler` in the field; `training/schedules.py` says which run here."""
-
 
 class LearningRateGroup(Section):
     """A learning rate of its own for some modules."""

@@ -52,6 +52,24 @@ def available(run_dir: RunDir) -> list[Which]:
     return found
 
 
+def choose_result(run_dir: RunDir, which: Which | None) -> Which:
+    """Return what to load of a run's folder: what was asked for, else the most useful.
+
+    Raises:
+        ExportError: the folder does not hold it.
+    """
+    found = available(run_dir)
+    if which == "base" or which in found:
+        return which
+    if which is None and found:
+        return found[0]
+    holds = ", ".join(found) or "no trained weights"
+    raise ExportError(
+        f"{run_dir.root} holds {holds}{f', not: {which}' if which else ''}. "
+        f"{'Run `newtune merge` first.' if which == 'merged' else 'Run `newtune train` first.'}"
+    )
+
+
 def load_result(
     plan: ModelPlan,
     adapter: AdapterPlan | None,
@@ -67,14 +85,7 @@ def load_result(
     Raises:
         ExportError: the folder does not hold what was asked for.
     """
-    found = available(run_dir)
-    which = which or (found[0] if found else None)
-    if which != "base" and which not in found:
-        holds = ", ".join(found) or "no trained weights"
-        raise ExportError(
-            f"{run_dir.root} holds {holds}{f', not: {which}' if which else ''}. "
-            f"{'Run `newtune merge` first.' if which == 'merged' else 'Run `newtune train` first.'}"
-        )
+    which = choose_result(run_dir, which)
     if which == "merged" or which == "model":
         folder = run_dir.merged if which == "merged" else run_dir.root
         return load_folder(

@@ -75,8 +75,7 @@ def merge_adapter(
         ExportError: there is no adapter to merge; it belongs to another base; merged/ exists
             (without `overwrite`); it does not fit on the disk; the proof fails.
     """
-    require_adapter(run_dir.root, base_source=base_source)
-    require_free(run_dir.merged, overwrite=overwrite)
+    require_mergeable(run_dir, base_source=base_source, overwrite=overwrite)
     trained = load_trained()
     require_same_base(trained, run_dir.root, base_source=base_source)
     reference = read_reference(trained, examples, source=source)
@@ -101,6 +100,16 @@ def merge_adapter(
             move_folder(stage, run_dir.merged)
     _require_passed(report, run_dir.merged, keep=keep)
     return Merged(run_dir.merged, report, written.parameters)
+
+
+def require_mergeable(run_dir: RunDir, *, base_source: str, overwrite: bool) -> None:
+    """Check what can be checked without the model: an adapter is there, and room for its merge.
+
+    Raises:
+        ExportError: with what is there instead.
+    """
+    require_adapter(run_dir.root, base_source=base_source)
+    require_free(run_dir.merged, overwrite=overwrite)
 
 
 def require_adapter(folder: Path, *, base_source: str) -> None:

@@ -9,23 +9,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from newtune.errors import ExportError
 
 READ_BYTES = 1 << 20
+WRITING = ".writing-"
 
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder inside `target`; afterwards it is gone, moved or not.
 
+    What a killed process left of its own is removed first: a lock that the system gives up with
+    the process tells it from the folder of one that still writes.
+
     Raises:
         ExportError: something could not be written (no space, no permission); nothing is left.
     """
+    stage = target / f"{WRITING}{uuid.uuid4().hex[:8]}"
+    lock = FileLock(_lock_of(stage))
     try:
-        stage = target / f".writing-{uuid.uuid4().hex[:8]}"
-        stage.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        lock.acquire()
+        stage.mkdir()
     except OSError as error:
         raise _export_error(target, error) from error
     try:
@@ -33,7 +42,31 @@ def staging_folder(target: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise _export_error(target, error) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        _remove(stage)
+        lock.release()
+
+
+def _lock_of(stage: Path) -> Path:
+    return stage.with_name(f"{stage.name}.lock")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the folders of processes that are gone, which hold no lock any more."""
+    for path in target.glob(f"{WRITING}*"):
+        stage = path.with_name(path.name.removesuffix(".lock"))
+        lock = FileLock(_lock_of(stage))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        _remove(stage)
+        lock.release()
+
+
+def _remove(stage: Path) -> None:
+    """Remove a folder and the lock that is held on it."""
+    shutil.rmtree(stage, ignore_errors=True)
+    _lock_of(stage).unlink(missing_ok=True)
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
@@ -63,6 +96,8 @@ def move_files(stage: Path, target: Path, *, last: str) -> None:
 def move_folder(stage: Path, target: Path) -> None:
     """Put the folder `stage` where `target` is; an older `target` goes only after that."""
     retired = target.with_name(f".retired-{target.name}-{os.getpid()}")
+    for older in target.parent.glob(f".retired-{target.name}-*"):  # of a process that was killed
+        shutil.rmtree(older, ignore_errors=True)
     if target.exists():
         target.rename(retired)
     stage.rename(target)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.training_args import OptimizerNames
 
+from newtune.config.choices import REFUSED_OPTIMIZERS
 from newtune.errors import ConfigError, Problem, SetupError
 from newtune.lookup import did_you_mean
 from newtune.plan.parts import OptimizerPlan
@@ -77,26 +78,6 @@ NEEDS: Mapping[str, Package] = {
     "came_pytorch": CAME,
 }
 
-_IN_BACKWARD = (
-    "it updates the weights during the backward pass, so that accumulation, clipping and exact "
-    "resuming are impossible"
-)
-REFUSED: Mapping[str, str] = {
-    "lomo": _IN_BACKWARD,
-    "adalomo": _IN_BACKWARD,
-    "galore_adamw_layerwise": _IN_BACKWARD,
-    "galore_adamw_8bit_layerwise": _IN_BACKWARD,
-    "galore_adafactor_layerwise": _IN_BACKWARD,
-    "apollo_adamw_layerwise": _IN_BACKWARD,
-    "adamw_torch_xla": "it runs on TPUs only",
-    "adamw_torch_npu_fused": "it runs on Ascend NPUs only",
-    "adamw_anyprecision": "its package torchdistx is no longer maintained; use `stable_adamw` or "
-    "`adamw_torch` with float32 masters (`bf16: true`)",
-}
-
-ALIASES: Mapping[str, str] = {"lion": "lion_32bit", "adamw": "adamw_torch"}
-"""Short names of the field → the name of the table."""
-
 
 def check_optimizer(name: str) -> None:
     """Check that an optimizer exists and can be used here, before any weight is loaded.
@@ -105,10 +86,9 @@ def check_optimizer(name: str) -> None:
         ConfigError: an unknown or refused name.
         SetupError: its package is missing; the message holds the line that installs it.
     """
-    name = ALIASES.get(name, name)
     known = known_optimizers()
-    if name in REFUSED:
-        raise _problem("optimizer", f"`{name}` is not supported: {REFUSED[name]}.")
+    if name in REFUSED_OPTIMIZERS:
+        raise _problem("optimizer", f"`{name}` is not supported: {REFUSED_OPTIMIZERS[name]}.")
     if name not in known:
         hint = did_you_mean(name, known) or f"known: {', '.join(sorted(known))}"
         raise _problem("optimizer", f"unknown optimizer `{name}`; {hint}")
@@ -121,8 +101,8 @@ def check_optimizer(name: str) -> None:
 
 def known_optimizers() -> set[str]:
     """Return every name that `check_optimizer` accepts when the packages are there."""
-    own = {name.value for name in OptimizerNames} | set(EXTRA) | set(ALIASES)
-    return own - set(REFUSED)
+    own = {name.value for name in OptimizerNames} | set(EXTRA)
+    return own - set(REFUSED_OPTIMIZERS)
 
 
 def build_optimizer(
@@ -133,7 +113,7 @@ def build_optimizer(
     `arguments` are those of `training_arguments`; transformers' table reads them.
     """
     check_optimizer(plan.name)
-    name = ALIASES.get(plan.name, plan.name)
+    name = plan.name
     groups = parameter_groups(model, plan)
     if plan.target_modules is not None and NEEDS.get(name) not in (GALORE, APOLLO):
         raise _problem("optim_target_modules", f"does not act with `optimizer: {name}`")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from newtune.config.choices import REFUSED_SCHEDULES, SCHEDULES_WITHOUT_FLOOR
 from newtune.errors import ConfigError, Problem
 from newtune.lookup import did_you_mean
 from newtune.plan.parts import SchedulePlan
@@ -96,14 +97,6 @@ SHAPES: Mapping[str, Shape] = {
 }
 """The schedules that depend on progress alone; `inverse_sqrt` depends on the step itself."""
 
-REFUSED: Mapping[str, str] = dict.fromkeys(
-    ("reduce_lr_on_plateau", "greedy"),
-    "it follows the evaluation, not the step, so that a resumed run would differ; "
-    "use cosine or linear with `early_stopping_patience`",
-)
-
-WITHOUT_FLOOR = frozenset({"constant", "constant_with_warmup", "inverse_sqrt"})
-
 
 def check_schedule(plan: SchedulePlan) -> None:
     """Check name and arguments of a schedule, before anything is loaded.
@@ -112,13 +105,15 @@ def check_schedule(plan: SchedulePlan) -> None:
         ConfigError: an unknown or refused name, an argument the schedule does not take, or a floor
             for a schedule that has none.
     """
-    known = {*SHAPES, "inverse_sqrt"}
-    if plan.name in REFUSED:
-        raise _problem("lr_scheduler", f"`{plan.name}` is not supported: {REFUSED[plan.name]}")
+    known = known_schedules()
+    if plan.name in REFUSED_SCHEDULES:
+        raise _problem(
+            "lr_scheduler", f"`{plan.name}` is not supported: {REFUSED_SCHEDULES[plan.name]}."
+        )
     if plan.name not in known:
         hint = did_you_mean(plan.name, known) or f"known: {', '.join(sorted(known))}"
         raise _problem("lr_scheduler", f"unknown schedule `{plan.name}`; {hint}")
-    if plan.min_ratio is not None and plan.name in WITHOUT_FLOOR:
+    if plan.min_ratio is not None and plan.name in SCHEDULES_WITHOUT_FLOOR:
         raise _problem("cosine_min_lr_ratio", f"the schedule `{plan.name}` has no floor")
     if plan.constant_ratio is not None and not plan.name.startswith("cosine"):
         raise _problem("cosine_constant_lr_ratio", f"does not act on the schedule `{plan.name}`")
@@ -127,6 +122,11 @@ def check_schedule(plan: SchedulePlan) -> None:
         if name not in allowed:
             hint = did_you_mean(name, allowed) or f"it takes: {', '.join(allowed) or 'nothing'}"
             raise _problem(f"lr_scheduler_kwargs.{name}", f"`{plan.name}` has no `{name}`; {hint}")
+
+
+def known_schedules() -> set[str]:
+    """Return every name that `check_schedule` accepts."""
+    return {*SHAPES, "inverse_sqrt"}
 
 
 def learning_rate_share(plan: SchedulePlan, total_steps: int) -> Callable[[int], float]:

@@ -29,6 +29,7 @@ gradient_accumulation_steps: 4
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(VALID)
+    (tmp_path / "rows.jsonl").touch()
     return path
 
 

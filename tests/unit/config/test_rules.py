@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from configs import changed, hints, problems, valid
+from newtune.config.choices import REFUSED_OPTIMIZERS, REFUSED_SCHEDULES
 from newtune.config.load import config_from
 from newtune.config.rules import RULES
 from newtune.errors import ConfigError
@@ -261,6 +262,22 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     ],
     "known_optimizer": [({"optimizer": "adamw_torhc"}, {"optimizer": "adafactor"})],
     "known_schedule": [({"lr_scheduler": "cosin"}, {"lr_scheduler": "constant"})],
+    "floor_needs_a_schedule_that_falls": [
+        (
+            {"cosine_min_lr_ratio": 0.1, "lr_scheduler": "constant"},
+            {"cosine_min_lr_ratio": 0.1, "lr_scheduler": "linear"},
+        )
+    ],
+    "constant_part_is_of_a_cosine": [
+        (
+            {
+                "cosine_constant_lr_ratio": 0.5,
+                "cosine_min_lr_ratio": 0.1,
+                "lr_scheduler": "linear",
+            },
+            {"cosine_constant_lr_ratio": 0.5, "cosine_min_lr_ratio": 0.1},
+        )
+    ],
     "constant_part_needs_a_floor": [
         (
             {"cosine_constant_lr_ratio": 0.8},
@@ -382,3 +399,16 @@ def test_an_unknown_format_or_template_is_answered_with_the_nearest():
     assert hints(chat_template="qwen_2.5")[0].startswith("Did you mean `qwen_25`? Known: `alpaca`")
     assert "use the tokenizer's own" in problems(chat_template="falcon_h1")[0]
     assert "images" in problems(datasets=data(chat_template="qwen2_vl"))[0]
+
+
+@pytest.mark.parametrize("name", REFUSED_OPTIMIZERS)
+def test_optimizers_that_cannot_be_used_are_refused_with_the_reason(name: str) -> None:
+    assert problems(optimizer=name) == [
+        f"optimizer: `{name}` is not supported: {REFUSED_OPTIMIZERS[name]}"
+    ]
+
+
+@pytest.mark.parametrize("name", REFUSED_SCHEDULES)
+def test_schedules_that_cannot_be_used_are_refused_with_the_reason(name: str) -> None:
+    (problem,) = problems(lr_scheduler=name)
+    assert problem.startswith(f"lr_scheduler: `{name}` is not supported: it follows")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from newtune.config.choices import OPTIMIZERS, REFUSED_OPTIMIZERS
 from newtune.errors import ConfigError, SetupError
 from newtune.plan.parts import OptimizerPlan
 from newtune.training import optim
@@ -132,7 +133,7 @@ def test_names_that_do_not_exist_or_cannot_work(name, message):
     [
         ("adamw_bnb_8bit", r"pip install 'newtune\[bitsandbytes\]'"),
         ("paged_adamw_8bit", r"pip install 'newtune\[bitsandbytes\]'"),
-        ("lion", r"pip install 'newtune\[bitsandbytes\]'"),
+        ("lion_32bit", r"pip install 'newtune\[bitsandbytes\]'"),
         ("schedule_free_adamw", "pip install 'schedulefree"),
         ("optimi_adamw", "pip install torch-optimi"),
         ("galore_adamw", "pip install galore-torch"),
@@ -148,7 +149,17 @@ def test_a_missing_package_is_answered_with_its_install_line(monkeypatch, name, 
 def test_every_name_of_transformers_is_known_needed_or_refused():
     plain = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
     names = {name.value for name in optim.OptimizerNames}
-    assert names == plain | (set(optim.NEEDS) & names) | (set(optim.REFUSED) & names)
+    assert names == plain | (set(optim.NEEDS) & names) | (set(REFUSED_OPTIMIZERS) & names)
+
+
+def test_the_configuration_knows_what_runs_and_what_is_refused():
+    assert set(OPTIMIZERS) - set(REFUSED_OPTIMIZERS) == optim.known_optimizers()
+
+
+@pytest.mark.parametrize("name", REFUSED_OPTIMIZERS)
+def test_a_refused_name_is_refused_here_too(name):
+    with pytest.raises(ConfigError, match="is not supported"):
+        check_optimizer(name)
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest(tmp_path):

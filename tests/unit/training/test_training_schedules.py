@@ -2,9 +2,10 @@ import math
 
 import pytest
 
+from newtune.config.choices import REFUSED_SCHEDULES, SCHEDULES
 from newtune.errors import ConfigError
 from newtune.plan.parts import SchedulePlan
-from newtune.training.schedules import SHAPES, check_schedule, learning_rate_share
+from newtune.training.schedules import SHAPES, check_schedule, known_schedules, learning_rate_share
 
 
 def schedule(name, *, warmup=0, quadratic=False, floor=None, held=None, **arguments):
@@ -100,3 +101,7 @@ def test_every_floor_is_reached(name):
 def test_what_cannot_act_is_refused(plan, message):
     with pytest.raises(ConfigError, match=message):
         check_schedule(plan)
+
+
+def test_the_configuration_knows_what_runs_and_what_is_refused():
+    assert set(SCHEDULES) - set(REFUSED_SCHEDULES) == known_schedules()

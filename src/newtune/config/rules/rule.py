@@ -1,6 +1,6 @@
 """What a rule between keys is, and the list that rules are entered into."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from newtune.config.run import RunConfig
@@ -37,10 +37,15 @@ def about(*keys: str) -> Callable[[Check], Check]:
     return enter
 
 
-def known_name(key: str, name: str, names: tuple[str, ...]) -> Iterator[Problem]:
-    """Yield a problem if `name` is none of `names`."""
-    if name not in names:
-        hint = did_you_mean(name, names) or f"Known: {', '.join(sorted(names))}."
+def known_name(
+    key: str, name: str, names: tuple[str, ...], refused: Mapping[str, str]
+) -> Iterator[Problem]:
+    """Yield a problem if `name` is none of `names`, or one that is `refused` (→ the reason)."""
+    if name in refused:
+        yield Problem(key, f"`{name}` is not supported: {refused[name]}")
+    elif name not in names:
+        usable = sorted(set(names) - set(refused))
+        hint = did_you_mean(name, usable) or f"Known: {', '.join(usable)}."
         yield Problem(key, f"no {key} `{name}`", sentence(hint))
 
 

@@ -2,10 +2,16 @@
 
 from collections.abc import Iterator
 
+from newtune.config.choices import (
+    OPTIMIZERS,
+    REFUSED_OPTIMIZERS,
+    REFUSED_SCHEDULES,
+    SCHEDULES,
+    SCHEDULES_WITHOUT_FLOOR,
+)
 from newtune.config.rules.data import has_held_out_data
 from newtune.config.rules.rule import about, known_name
 from newtune.config.run import RunConfig
-from newtune.config.training import OPTIMIZERS, SCHEDULES
 from newtune.errors import Problem
 
 # Training
@@ -50,14 +56,33 @@ def one_warmup(config: RunConfig) -> Iterator[Problem]:
 
 @about("optimizer")
 def known_optimizer(config: RunConfig) -> Iterator[Problem]:
-    """`optimizer` is a known name."""
-    yield from known_name("optimizer", config.training.optimizer, OPTIMIZERS)
+    """`optimizer` is a known name, and none of those that newtune refuses."""
+    yield from known_name("optimizer", config.training.optimizer, OPTIMIZERS, REFUSED_OPTIMIZERS)
 
 
 @about("lr_scheduler")
 def known_schedule(config: RunConfig) -> Iterator[Problem]:
-    """`lr_scheduler` is a known name."""
-    yield from known_name("lr_scheduler", config.training.lr_scheduler, SCHEDULES)
+    """`lr_scheduler` is a known name, and none of those that newtune refuses."""
+    yield from known_name(
+        "lr_scheduler", config.training.lr_scheduler, SCHEDULES, REFUSED_SCHEDULES
+    )
+
+
+@about("lr_scheduler", "cosine_min_lr_ratio")
+def floor_needs_a_schedule_that_falls(config: RunConfig) -> Iterator[Problem]:
+    """`cosine_min_lr_ratio` is for schedules that fall; the constant ones have no floor."""
+    keys = config.training
+    if keys.cosine_min_lr_ratio is not None and keys.lr_scheduler in SCHEDULES_WITHOUT_FLOOR:
+        yield Problem("cosine_min_lr_ratio", f"`lr_scheduler: {keys.lr_scheduler}` has no floor")
+
+
+@about("lr_scheduler", "cosine_constant_lr_ratio")
+def constant_part_is_of_a_cosine(config: RunConfig) -> Iterator[Problem]:
+    """`cosine_constant_lr_ratio` is for the cosine schedules."""
+    keys = config.training
+    if keys.cosine_constant_lr_ratio is not None and not keys.lr_scheduler.startswith("cosine"):
+        message = f"does not act on `lr_scheduler: {keys.lr_scheduler}`"
+        yield Problem("cosine_constant_lr_ratio", message)
 
 
 @about("cosine_constant_lr_ratio", "cosine_min_lr_ratio")
