@@ -1,7 +1,7 @@
 """A YAML file and the command line → `RunConfig`, or every problem at once with file and line."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,11 @@ TOP_LEVEL: Mapping[str, type[Section]] = {
 """Every key that may stand at the top level → its section."""
 
 
-def load_config(
-    file: Path | str,
-    overrides: Mapping[str, Any] | Sequence[str] = (),
-    *,
-    further: Callable[[RunConfig], Sequence[Problem]] = lambda config: (),
-) -> RunConfig:
+def load_config(file: Path | str, overrides: Mapping[str, Any] | Sequence[str] = ()) -> RunConfig:
     """Read, translate and check a configuration.
 
     `overrides` are words of the command line (`["--learning_rate", "1e-4"]`) or values by dotted
-    key; they are checked like the file's. `further` finds what else the caller minds.
+    key; they are checked like the file's.
 
     Raises:
         ConfigError: anything is wrong; it carries every problem, each with its place.
@@ -51,7 +46,7 @@ def load_config(
     problems = [*document.problems, *_strict_problems(document, given)]
     problems += apply_overrides(document.values, given)
     config, found = _config(document.values, frozenset(str(key[0]) for key, _ in given))
-    problems += [_located(problem, document, given, path) for problem in [*found, *further(config)]]
+    problems += [_located(problem, document, given, path) for problem in found]
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or sys.maxsize))
     return replace(config, source=path)

@@ -5,13 +5,12 @@ from glob import has_magic
 from pathlib import Path
 
 from newtune.config.run import RunConfig
-from newtune.errors import Problem
 
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
 
 
-def missing_places(config: RunConfig, folder: Path) -> list[Problem]:
-    """Return a problem for each path that can only be local and does not exist.
+def missing_places(config: RunConfig, folder: Path) -> list[str]:
+    """Return a sentence for each path that can only be local and does not exist.
 
     Relative paths of data are looked up in `folder`, the configuration's, and in the working
     directory; those of models in the latter. What may be a name on a hub is left to the command
@@ -23,7 +22,8 @@ def missing_places(config: RunConfig, folder: Path) -> list[Problem]:
         (key, path, folder) for key, path in _data(config) if not _exists(path, [folder, here])
     ]
     return [
-        Problem(key, f"there is no `{path}`", f"It was looked for from {place.resolve()}.")
+        f"{key}: there is no `{path}` (looked for from {place.resolve()}); "
+        "what needs it will stop there"
         for key, path, place in missing
     ]
 
