@@ -18,10 +18,11 @@ from newtune.data.stream.prepare import StreamedData, prepare_stream
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, DataError, ExportError, Problem
 from newtune.logs import notice
+from newtune.model.adapters import check_adapter
 from newtune.model.facts import read_model_facts
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
-from newtune.model.load import load_model
+from newtune.model.load import fetch_weights, load_model
 from newtune.model.tokenizer import load_tokenizer, new_token_ids, read_tokenizer
 from newtune.outputs.conversation import answer_ends, stop_ids
 from newtune.outputs.dataset_upload import upload_data
@@ -90,6 +91,7 @@ def train(config: RunConfig) -> RunReport:
     prepared = prepare(config)
     plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
     refuse_unread_keys(config)
+    fetch_weights(plan.model)
     tokenizer_to_save = with_template(tokenizer, data.chat_template)
     uploads = open_uploads(plan, run_dir, tokenizer_to_save)
     if checkpoint is None:
@@ -232,6 +234,7 @@ def prepare(config: RunConfig) -> Prepared:
     """Tokenise the data and make the plan; no weights are loaded, errors come early."""
     world = World.current()
     side = plan_model_side(config, world, model_facts(config))
+    check_adapter(side.adapter)
     check_optimizer(config.training.optimizer)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     if side.family == "mistral":

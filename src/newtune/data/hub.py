@@ -1,41 +1,49 @@
-"""Datasets of a hub, through the `datasets` library and its cache."""
+"""Datasets of a hub, through the `datasets` library and its cache, whose files are mapped."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is its client's
-    GatedRepoError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
-from newtune.data.sources.columnar import ArrowRows
+from newtune.data.sources.columnar import ArrowRows, map_arrow
 from newtune.data.sources.files import Source
 from newtune.data.sources.rows import Table
 from newtune.errors import DataError
+from newtune.hub import HubError, Repository, diagnose, first_line
 from newtune.logs import logger
+from newtune.lookup import did_you_mean
+
+LISTED = 20
+"""Most files of a dataset that a message names."""
 
 
 def open_hub(source: Source, split: str) -> tuple[Table, str]:
     """Return a hub dataset's rows and a fingerprint of their content.
 
     Raises:
-        DataError: there is no such dataset or split, it is gated, or the hub cannot be reached.
+        DataError: there is no such dataset, file or split, it is gated, or the hub cannot be
+            reached and the cache does not hold it.
     """
     dataset = _load(source, split, streaming=False)
     assert isinstance(dataset, Dataset)
-    table = dataset.with_format("arrow")[:] if len(dataset) else dataset.data.table
-    return ArrowRows(source.path, table), _fingerprint(dataset, source, split)
+    paths = tuple(entry["filename"] for entry in dataset.cache_files)
+    rows = open_cached(source.path, paths) if paths else ArrowRows(source.path, dataset.data.table)
+    assert len(rows) == len(dataset)
+    return rows, _fingerprint(paths, source, split)
+
+
+def open_cached(name: str, paths: Sequence[str]) -> ArrowRows:
+    """Return the rows of a dataset's files in the cache, mapped; another process maps them too."""
+    table = pa.concat_tables([map_arrow(Path(path), name) for path in paths])
+    return ArrowRows(name, table, (open_cached, (name, paths)))
 
 
 def commit_of(source: Source) -> str:
@@ -76,55 +84,55 @@ def _load(source: Source, split: str, *, streaming: bool) -> Dataset | IterableD
     if streaming:
         arguments["streaming"] = True
     with _in_words(source):
-        return load_dataset(
+        dataset = load_dataset(
             source.path, source.name, split=split, revision=source.revision, **arguments
         )
+    # the library passes over a pattern that matches nothing, if another one matches something
+    if len(source.data_files) > 1 and (missing := _missing_files(source)):
+        raise DataError(f"{source.path}: {missing}")
+    return dataset
 
 
 @contextmanager
 def _in_words(source: Source) -> Iterator[None]:
-    """Turn the library's errors into ones that say what to do."""
+    """Turn the library's errors into ones that say what to do; the hub itself is asked first."""
     try:
         yield
-    except (DatasetNotFoundError, RepositoryNotFoundError) as error:
-        raise DataError(_not_found(source, error)) from error
-    except RevisionNotFoundError as error:
-        raise DataError(
-            f"{source.path}: the dataset has no revision `{source.revision}`. Give a branch, a "
-            "tag or a commit of its page, or leave `revision` out."
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
-        raise DataError(
-            f"{source.path}: the hub cannot be reached and the dataset is not in the local cache: "
-            f"{_first_line(error)} Download it where there is a network and set HF_HOME to that "
-            "cache, or give a local `path`."
-        ) from error
-    except (ValueError, RuntimeError) as error:  # unknown split, config name, or a loading script
-        raise DataError(f"{source.path}: {_first_line(error)}") from error
+    except (DatasetsError, HubError, OSError, ValueError, RuntimeError) as error:
+        said = diagnose(Repository(source.path, "dataset", source.revision))
+        said = said or _missing_files(source) or _own_words(error)
+        raise DataError(f"{source.path}: {said}") from error
 
 
-def _not_found(source: Source, error: Exception) -> str:
-    gated = isinstance(error, GatedRepoError) or "is a gated dataset" in str(error)
-    if gated:
-        return (
-            f"{source.path}: the dataset is gated. Accept its terms on its page, then give a "
-            "token: `hf auth login`, or the variable HF_TOKEN."
-        )
-    return (
-        f"{source.path}: neither a local file or folder nor a dataset of the hub. Check the "
-        "spelling; a private dataset needs a token (`hf auth login`, or HF_TOKEN)."
-    )
+def _missing_files(source: Source) -> str | None:
+    """Say which `data_files` a dataset that can be read does not hold."""
+    if not source.data_files:
+        return None
+    with suppress(HubError, OSError):
+        names = HfApi().list_repo_files(source.path, repo_type="dataset", revision=source.revision)
+        for wanted in source.data_files:
+            if "://" not in wanted and not any(fnmatch(name, wanted) for name in names):
+                shown = [name for name in names if not name.startswith(".")]
+                more = ", ..." if len(shown) > LISTED else "."
+                hint = did_you_mean(wanted, shown)
+                return (
+                    f"the dataset holds no file `{wanted}` (`data_files`). "
+                    f"{f'{hint[:1].upper()}{hint[1:]} ' if hint else ''}"
+                    f"It holds: {', '.join(shown[:LISTED])}{more}"
+                )
+    return None
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    line = text[0] if text else type(error).__name__
-    return line if line.endswith(".") else line + "."
+def _own_words(error: Exception) -> str:
+    """Return what the library says: an unknown split or configuration, a file that is broken."""
+    cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+    line = first_line(cause)
+    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
-def _fingerprint(dataset: Dataset, source: Source, split: str) -> str:
+def _fingerprint(paths: Sequence[str], source: Source, split: str) -> str:
     digest = hashlib.sha256(f"{source.path}:{source.name}:{source.revision}:{split}".encode())
-    for entry in dataset.cache_files:
-        with Path(entry["filename"]).open("rb") as file:
+    for path in paths:
+        with Path(path).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from newtune.errors import ModelError
+from newtune.hub import HubError
 from newtune.logs import notice
 from newtune.lookup import did_you_mean
 from newtune.model.head import LoraOutputHead, OutputHead, head_name, install_adapted_heads
@@ -50,6 +51,16 @@ def attach_adapter(
     return _finished(peft_model)
 
 
+def check_adapter(plan: AdapterPlan | None) -> None:
+    """Make sure, before data is prepared, that the adapter to go on from is there.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if plan is not None and plan.continue_from is not None:
+        _read_adapter_config(plan.continue_from)
+
+
 def lora_config(
     model: PreTrainedModel, plan: AdapterPlan, new_token_ids: Sequence[int] = ()
 ) -> LoraConfig:
@@ -82,14 +93,23 @@ def lora_config(
 
 def _continue(model: PreTrainedModel, folder: str) -> PeftModel:
     """Load an adapter so that it trains on."""
+    config = _read_adapter_config(folder)
     try:
-        config = LoraConfig.from_pretrained(folder)
         config._register_custom_module({OutputHead: LoraOutputHead})
         with _knowing():
             peft_model = PeftModel.from_pretrained(model, folder, config=config, is_trainable=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (HubError, OSError, ValueError, RuntimeError) as error:
         raise cannot_load(folder, "adapter (`lora_model_dir`)", error) from error
     return _finished(peft_model)
+
+
+def _read_adapter_config(folder: str) -> LoraConfig:
+    try:
+        config = LoraConfig.from_pretrained(folder)
+    except (HubError, OSError, ValueError, TypeError) as error:
+        raise cannot_load(folder, "adapter (`lora_model_dir`)", error) from error
+    assert isinstance(config, LoraConfig)
+    return config
 
 
 _ANSWERED_HERE = (

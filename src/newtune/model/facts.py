@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from newtune.errors import ModelError
+from newtune.hub import HubError
 from newtune.lookup import did_you_mean
 from newtune.model.head import head_name
 from newtune.model.sources import cannot_load, find_source
@@ -81,8 +82,9 @@ def read_config(
             trust_remote_code=trust_remote_code,
             **found.arguments,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise cannot_load(source, "configuration (config.json)", error) from error
+    except (HubError, OSError, ValueError, KeyError) as error:
+        what = "configuration (config.json)"
+        raise cannot_load(source, what, error, revision=revision) from error
     return override_config(config, overrides)
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from transformers import GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from newtune.errors import ModelError
+from newtune.hub import HubError
 from newtune.logs import notice
+from newtune.model import hub_files
 from newtune.model.adapters import attach_adapter
 from newtune.model.attention import register_attention
 from newtune.model.facts import model_builder, read_config, read_model_facts
@@ -53,12 +56,24 @@ def load_model(
             _say_which_rows(adapter, new)
         base.requires_grad_(requires_grad=False)
         model = attach_adapter(base, adapter, new_token_ids=list(new))
+        model.peft_config["default"].revision = plan.revision
     store_trained_as(model, getattr(torch, plan.precision.trained_weights))
     model.to(torch.device(plan.device))  # type: ignore[arg-type]  # mypy loses the overload
     if plan.gradient_checkpointing:
         checkpoint_layers(model, dict(plan.gradient_checkpointing_kwargs))
     model.train()
     return model
+
+
+def fetch_weights(plan: ModelPlan) -> None:
+    """Download a base model's weights into the cache, so that a broken download stops early.
+
+    Raises:
+        ModelError: they are missing, or cannot be read; what is there of them stays.
+    """
+    source = _download(plan)
+    if source.gguf_file is None:
+        hub_files.fetch_weights(source, plan.revision)
 
 
 def load_base(
@@ -101,7 +116,7 @@ def _load(
         "attn_implementation": plan.attention,
         "revision": plan.revision or "main",
         **source.arguments,
-        **choose_weights(source),
+        **choose_weights(source, plan.revision),
         **plan.load_kwargs,
     }
     builder = model_builder(plan.model_class)
@@ -119,10 +134,12 @@ def _load(
             f"{plan.source}: its `.bin` weights hold more than tensors and could run code; they "
             "were not opened. Convert them to safetensors where you trust them."
         ) from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise cannot_load(plan.source, "weights", error) from error
+    except (HubError, OSError, ValueError, RuntimeError, ImportError) as error:
+        raise cannot_load(plan.source, "weights", error, revision=plan.revision) from error
     _require_complete(plan.source, report)
     assert isinstance(model, PreTrainedModel)
+    if not Path(plan.source).expanduser().exists():
+        model.name_or_path = plan.source  # an adapter names its base by it: not by a cache's folder
     return model
 
 
@@ -192,8 +209,8 @@ def _download(plan: ModelPlan) -> Source:
         folder = snapshot_download(
             plan.source, revision=plan.revision, ignore_patterns=list(plan.ignore_patterns)
         )
-    except (OSError, ValueError) as error:
-        raise cannot_load(plan.source, "files", error) from error
+    except (HubError, OSError, ValueError) as error:
+        raise cannot_load(plan.source, "files", error, revision=plan.revision) from error
     return Source(folder)
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, constants
+
 from newtune.errors import ModelError, SetupError
+from newtune.hub import HubError, Repository, diagnose, first_line
 from newtune.logs import notice
 
 
@@ -56,35 +59,56 @@ def find_source(source: str) -> Source:
     return Source(source)
 
 
-def cannot_load(source: str, what: str, error: Exception) -> ModelError:
-    """Return an error that says what to do about a checkpoint that could not be read."""
-    reason = str(error).strip().split("\n")[0]
-    if Path(source).expanduser().is_dir():
-        files = sorted(path.name for path in Path(source).expanduser().iterdir())
+def cannot_load(
+    source: str, what: str, error: Exception, *, revision: str | None = None
+) -> ModelError:
+    """Return an error that says what to do about a checkpoint that could not be read.
+
+    Of a repository, the hub itself is asked what is wrong.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        files = sorted(path.name for path in folder.iterdir())
         return ModelError(
-            f"{source}: cannot read its {what}: {reason} The folder holds: "
+            f"{source}: cannot read its {what}: {first_line(error)} The folder holds: "
             f"{', '.join(files) or 'nothing'}."
         )
+    said = diagnose(Repository(source, "model", revision)) or first_line(error)
     return ModelError(
-        f"`{source}`: cannot read its {what} from the hub: {reason} If the name is right: a gated "
-        "or private model needs access granted on its page and a token (`hf auth login`, or "
-        "HF_TOKEN); without a network it must already be in the cache (HF_HOME; "
-        "HF_HUB_OFFLINE=1 then skips the attempts to connect). A folder of this machine is "
-        "written with `./` in front."
+        f"`{source}`: cannot read its {what}: {said} (A folder of this machine is written with "
+        "`./` in front.)"
     )
 
 
-def choose_weights(source: Source) -> dict[str, Any]:
+def repository_files(source: Source, revision: str | None) -> list[str] | None:
+    """Return the files at the root of a hub repository; None when only the cache can be asked.
+
+    Raises:
+        ModelError: the repository cannot be read.
+    """
+    if constants.is_offline_mode():
+        return None
+    try:
+        names = HfApi().list_repo_files(source.name, revision=revision)
+    except (HubError, OSError, ValueError) as error:
+        raise cannot_load(source.name, "files", error, revision=revision) from error
+    return sorted(name for name in names if "/" not in name)
+
+
+def choose_weights(source: Source, revision: str | None = None) -> dict[str, Any]:
     """Return the arguments that make `from_pretrained` read safe weights only.
 
     Raises:
-        ModelError: a folder whose weights are missing, or are pickles that may run code.
+        ModelError: weights are missing, or are pickles that may run code.
     """
     if source.gguf_file is not None:
         return {}
-    if not source.is_local:
+    if source.is_local:
+        names: list[str] | None = sorted(path.name for path in Path(source.name).iterdir())
+    else:
+        names = repository_files(source, revision)
+    if names is None:
         return {"weights_only": True}
-    names = sorted(path.name for path in Path(source.name).iterdir())
     if any(name.endswith(".safetensors") for name in names):
         return {"use_safetensors": True}
     if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):

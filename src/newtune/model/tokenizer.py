@@ -12,6 +12,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenize
 from newtune.config.model import ModelSection
 from newtune.config.tokenizer import TokenizerSection
 from newtune.errors import ModelError
+from newtune.hub import HubError
 from newtune.logs import logger, notice
 from newtune.lookup import did_you_mean
 from newtune.model.sources import Source, cannot_load, find_source
@@ -73,8 +74,8 @@ def read_tokenizer(
         tokenizer = _tokenizer_class(tokenizer_class).from_pretrained(
             found.name, revision=revision or "main", **arguments
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise cannot_load(source, "tokenizer", error) from error
+    except (HubError, OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise cannot_load(source, "tokenizer", error, revision=revision) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"{source}: holds no tokenizer; name one with `tokenizer_config`.")
     if found.gguf_file is not None:
