@@ -595,13 +595,16 @@ class _Server(ThreadingHTTPServer):
 
 @cache
 def _server() -> _Server:
-    return _Server(Hub())
+    server = _Server(Hub())
+    atexit.register(server.server_close)
+    return server
 
 
 @cache
 def _listening() -> _Server:
     server = _server()
     server.server_activate()
+    atexit.register(server.shutdown)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     return server
 

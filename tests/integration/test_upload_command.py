@@ -64,10 +64,13 @@ def mine(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     return hub
 
 
-def test_the_adapter_loads_from_the_hub_as_it_was_trained(config: Path, mine: Hub) -> None:
+def test_the_adapter_loads_from_the_hub_as_it_was_trained(
+    config: Path, mine: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
     done = newtune("upload", config, "--to", "me/adapter", "--private")
     assert done.exit_code == 0, done.output
     assert mine.repos["model", "me/adapter"].private
+    assert "a path of this machine" in caplog.text
     base = AutoModelForCausalLM.from_pretrained(config.parent / "base")
     local = PeftModel.from_pretrained(base, config.parent / "run")
     expected = logits(local)

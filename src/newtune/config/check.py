@@ -126,7 +126,15 @@ def _belongs(key: str, path: tuple[Any, ...], top_level: Mapping[str, type[Secti
     return next((place for cls, place in PLACES.items() if key in cls.key_names()), "")
 
 
+TOKEN_KEYS = frozenset(
+    {"hub_token", "hf_token", "token", "auth_token", "use_auth_token", "push_to_hub_token"}
+)
+"""How other programs name a token; here no key holds one, so that no file of a run does either."""
+
+
 def _suggestion(key: str, siblings: Sequence[str], top_level: Mapping[str, type[Section]]) -> str:
+    if key in TOKEN_KEYS:
+        return "A token stands in no file: set HF_TOKEN, or log in with `hf auth login`."
     hint = did_you_mean(key, siblings)
     if hint:
         return hint[0].upper() + hint[1:]

@@ -1,12 +1,15 @@
 """Upload a run's result to a model hub: weights, tokenizer, card; one commit, nothing else."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from newtune.hub import Repository
-from newtune.logs import notice
+from newtune.logs import logger, notice
+from newtune.outputs.card import is_hub_id
 from newtune.outputs.publish import Change, commit, listed_files
 from newtune.outputs.result_files import Published, left_behind, result_files
+from newtune.outputs.save import ADAPTER_CONFIG
 from newtune.run_dir import RunDir
 
 
@@ -37,6 +40,7 @@ def upload_result(repository: Repository, result: ResultFiles) -> str:
     Raises:
         ExportError: the hub refused it or cannot be reached; the result stays where it is.
     """
+    _say_whose_base(result)
     change = Change(
         files=result.files,
         message=f"Upload the {result.kind} of a newtune run",
@@ -45,3 +49,17 @@ def upload_result(repository: Repository, result: ResultFiles) -> str:
     address = commit(repository, change)
     notice(f"Uploaded the {result.kind} to {repository.page}")
     return address
+
+
+def _say_whose_base(result: ResultFiles) -> None:
+    """Warn where an adapter belongs to a base that only this machine has."""
+    if ADAPTER_CONFIG not in result.files:
+        return
+    config = json.loads(result.files[ADAPTER_CONFIG].read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    if not is_hub_id(base):
+        logger.warning(
+            "the adapter names its base as %s, a path of this machine: whoever loads the adapter "
+            "has to have that base and name it. `newtune upload --merged` needs no base.",
+            base,
+        )

@@ -10,6 +10,7 @@ from newtune.config.keys import all_keys
 from newtune.config.noop import NO_OPS
 from newtune.config.quantization import BNB_DEFAULTS
 from newtune.config.run import SECTIONS
+from newtune.errors import ConfigError
 
 LORA = {"adapter": "lora", "lora_target_linear": True}
 STREAM = {"streaming": True, "max_steps": 5}
@@ -202,3 +203,12 @@ def test_patterns_of_idle_keys_match_some_key() -> None:
     for idle in IDLE:
         for pattern in idle.keys:
             assert any(matches(name, pattern) for name in [*names, *all_keys()]), pattern
+
+
+@pytest.mark.parametrize("key", ["hub_token", "hf_token", "token"])
+def test_a_token_in_a_file_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        valid(**{key: "hf_secret"})
+    (problem,) = caught.value.problems
+    assert problem.hint.startswith("A token stands in no file: set HF_TOKEN")
+    assert "hf_secret" not in str(problem)

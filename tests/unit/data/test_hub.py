@@ -171,11 +171,22 @@ def test_a_token_that_is_not_valid_is_told(hub: Hub, monkeypatch) -> None:
     assert "hf_expired" not in said
 
 
-def test_a_filled_cache_works_offline(rows: Hub, offline) -> None:
-    expected = texts(Source("someone/rows", name="all"))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "all"},
+        {"name": "all", "split": "test"},
+        {"name": "few", "revision": "v1"},
+        {"data_files": ("few.jsonl",)},
+        {"data_files": ("data/train-1.jsonl", "few.jsonl"), "revision": "dev"},
+    ],
+)
+def test_a_filled_cache_works_offline(rows: Hub, offline, options) -> None:
+    source = Source("someone/rows", **options)
+    expected = texts(source)
     rows.requests.clear()
     offline()
-    assert texts(Source("someone/rows", name="all")) == expected
+    assert texts(source) == expected
     assert not rows.requests
 
 
