@@ -99,12 +99,14 @@ def first_line(error: BaseException) -> str:
 
 
 def _offline(repository: Repository) -> str:
-    options = "" if repository.kind == "model" else f" --repo-type {repository.kind}"
-    options += f" --revision {repository.revision}" if repository.revision else ""
+    at = f" --revision {repository.revision}" if repository.revision else ""
+    fill = f"hf download {repository.id}{at}"
+    if repository.kind == "dataset":
+        fill = "newtune preprocess CONFIG"  # what was read of it, which the library finds again
     return (
         f"HF_HUB_OFFLINE is set, and the cache under {constants.HF_HOME} does not hold all of the "
-        f"{repository.kind} `{repository.id}`. Fill it where there is a network, with the same "
-        f"HF_HOME (`hf download {repository.id}{options}`), or unset HF_HUB_OFFLINE."
+        f"{repository.kind} `{repository.id}`{at.replace(' --', ' at ')}. Fill it where there is a "
+        f"network, with the same HF_HOME (`{fill}`), or unset HF_HUB_OFFLINE."
     )
 
 

@@ -1,6 +1,7 @@
 """Datasets of a hub, through the `datasets` library and its cache, whose files are mapped."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -8,18 +9,21 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from newtune.data.sources.columnar import ArrowRows, map_arrow
 from newtune.data.sources.files import Source
 from newtune.data.sources.rows import Table
 from newtune.errors import DataError
 from newtune.hub import HubError, Repository, diagnose, first_line
-from newtune.logs import logger
+from newtune.logs import logger, notice
 from newtune.lookup import did_you_mean
+from newtune.run_dir import write_json
 
 LISTED = 20
 """Most files of a dataset that a message names."""
@@ -28,16 +32,19 @@ LISTED = 20
 def open_hub(source: Source, split: str) -> tuple[Table, str]:
     """Return a hub dataset's rows and a fingerprint of their content.
 
+    Without a network, what was read before for exactly this source is read again.
+
     Raises:
         DataError: there is no such dataset, file or split, it is gated, or the hub cannot be
             reached and the cache does not hold it.
     """
-    dataset = _load(source, split, streaming=False)
-    assert isinstance(dataset, Dataset)
-    paths = tuple(entry["filename"] for entry in dataset.cache_files)
-    rows = open_cached(source.path, paths) if paths else ArrowRows(source.path, dataset.data.table)
-    assert len(rows) == len(dataset)
-    return rows, _fingerprint(paths, source, split)
+    commit = _reachable_commit(source)
+    paths = _remembered(source, split) if commit is None else None
+    if paths is None:
+        paths = _downloaded(source, split, commit)
+    if not paths:
+        raise DataError(f"{source.path}: holds no rows.")
+    return open_cached(source.path, paths), _fingerprint(paths, source, split)
 
 
 def open_cached(name: str, paths: Sequence[str]) -> ArrowRows:
@@ -69,6 +76,68 @@ def open_hub_stream(source: Source, split: str, commit: str) -> IterableDataset:
     dataset = _load(replace(source, revision=commit), split, streaming=True)
     assert isinstance(dataset, IterableDataset)
     return dataset
+
+
+def _reachable_commit(source: Source) -> str | None:
+    """Return the commit to read, or None where only the cache can be asked."""
+    if constants.is_offline_mode():
+        return None
+    try:
+        return HfApi().dataset_info(source.path, revision=source.revision).sha
+    except HubError as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            with _in_words(source):
+                raise
+        return None
+
+
+def _downloaded(source: Source, split: str, commit: str | None) -> tuple[str, ...]:
+    """Return the cached files of a dataset, downloaded where they are missing.
+
+    The library answers for a hub that it cannot reach with the newest copy it has, whatever
+    `revision` and `data_files` say; that is taken only where they say nothing.
+    """
+    if commit is None and (source.revision or source.data_files):
+        raise DataError(f"{source.path}: {_unreachable(source)}")
+    dataset = _load(replace(source, revision=commit), split, streaming=False)
+    assert isinstance(dataset, Dataset)
+    paths = tuple(str(entry["filename"]) for entry in dataset.cache_files)
+    if commit is not None:
+        if any(commit not in path for path in paths):
+            raise DataError(f"{source.path}: {_unreachable(source)}")
+        with suppress(OSError):  # a cache that cannot be written to is good enough with a network
+            write_json(_record(source, split), {"commit": commit, "files": paths})
+    return paths
+
+
+def _remembered(source: Source, split: str) -> tuple[str, ...] | None:
+    """Return the cached files that this source had when the hub was last reached."""
+    record = _record(source, split)
+    if not record.is_file():
+        return None
+    known = json.loads(record.read_text(encoding="utf-8"))
+    if not all(Path(path).is_file() for path in known["files"]):
+        return None
+    notice(f"{source.path}: the hub is not reached; the cached commit {known['commit']} is used")
+    return tuple(known["files"])
+
+
+def _record(source: Source, split: str) -> Path:
+    asked = [
+        constants.ENDPOINT,
+        source.path,
+        source.name,
+        source.revision,
+        source.data_files,
+        split,
+    ]
+    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+    return Path(datasets.config.HF_DATASETS_CACHE) / "newtune" / f"{name}.json"
+
+
+def _unreachable(source: Source) -> str:
+    said = diagnose(Repository(source.path, "dataset", source.revision))
+    return said or "the hub went away while it was read. Try again."
 
 
 def _load(source: Source, split: str, *, streaming: bool) -> Dataset | IterableDataset:

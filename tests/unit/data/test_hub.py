@@ -194,8 +194,37 @@ def test_an_empty_cache_offline_says_how_to_fill_it(rows: Hub, offline) -> None:
     offline()
     said = refused(Source("someone/rows", revision="v1"))
     assert "HF_HUB_OFFLINE is set" in said
-    assert "hf download someone/rows --repo-type dataset --revision v1" in said
+    assert "`someone/rows` at revision v1" in said
+    assert "newtune preprocess CONFIG" in said
     assert not rows.requests
+
+
+@pytest.mark.parametrize(
+    "asked", [{"revision": "v1"}, {"data_files": ("few.jsonl",)}, {"name": "few"}]
+)
+def test_another_part_of_a_cached_dataset_is_not_taken_for_it(rows: Hub, offline, asked) -> None:
+    texts(Source("someone/rows", name="all"))
+    offline()
+    refused(Source("someone/rows", **{"name": "all", **asked}))
+
+
+def test_a_hub_that_went_away_gives_what_it_gave_before(rows: Hub, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    source = Source("someone/rows", name="few", revision="v1")
+    commit = rows.repos["dataset", "someone/rows"].tags["v1"]
+    assert texts(source) == ["old"]
+    rows.breaks.append(Break("", times=999))
+    assert texts(source) == ["old"]
+    assert f"the cached commit {commit} is used" in caplog.text
+    refused(Source("someone/rows", name="few", revision="dev"))
+
+
+def test_a_hub_that_goes_away_in_between_gives_nothing_else(rows: Hub, monkeypatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert texts(Source("someone/rows", name="few")) == ["few"]
+    rows.breaks.append(Break("resolve/", times=999))
+    refused(Source("someone/rows", name="few", revision="v1"))
 
 
 def test_a_download_that_breaks_off_goes_on(hub: Hub, monkeypatch) -> None:
