@@ -24,6 +24,7 @@ from newtune.lookup import did_you_mean
 HubError = httpx.HTTPError
 """What the hub's client raises when the hub refuses, answers nonsense, or cannot be reached."""
 
+LOCAL = "A file or folder of this machine is written with `./` in front."
 LISTED = 200
 """Repositories of one owner that are looked through for a similar name."""
 
@@ -62,7 +63,7 @@ def diagnose(repository: Repository) -> str | None:
     except RepositoryNotFoundError:
         return (
             f"{constants.ENDPOINT} has no {kind} `{id}`, or it is private and not for this user "
-            f"({token_in_use()}).{_similar(repository)}"
+            f"({token_in_use()}).{_similar(repository)} {LOCAL}"
         )
     except RevisionNotFoundError:
         return f"`{id}` has no revision `{repository.revision}`.{_revisions(repository)}"

@@ -147,7 +147,7 @@ def test_slices_and_skip_are_of_the_split(hub, model):
 @pytest.mark.parametrize(
     ("id", "entry", "message"),
     [
-        ("someone/others", "", "neither a local file or folder nor a dataset of the hub"),
+        ("someone/others", "", "has no dataset `someone/others`"),
         ("someone/rows", "    revision: v9", "has no revision `v9`"),
         ("someone/rows", "    split: trian", "trian"),
         ("someone/rows", "    split: train[:10%]", "needs the number of rows"),
@@ -161,7 +161,7 @@ def test_what_is_not_there_is_said_before_the_run(hub, model, id, entry, message
 
 def test_a_gated_dataset_says_what_to_do(hub, model):
     hub.add("someone/rows", shards("jsonl", texts(5)), kind="dataset", gated=True)
-    with pytest.raises(DataError, match="someone/rows: the dataset is gated"):
+    with pytest.raises(DataError, match="someone/rows: the dataset `someone/rows` is gated"):
         load(model)
 
 

@@ -74,10 +74,7 @@ def cannot_load(
             f"{', '.join(files) or 'nothing'}."
         )
     said = diagnose(Repository(source, "model", revision)) or first_line(error)
-    return ModelError(
-        f"`{source}`: cannot read its {what}: {said} (A folder of this machine is written with "
-        "`./` in front.)"
-    )
+    return ModelError(f"`{source}`: cannot read its {what}: {said}")
 
 
 def repository_files(source: Source, revision: str | None) -> list[str] | None:
