@@ -78,6 +78,13 @@ def diagnose(repository: Repository) -> str | None:
     return None
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Tell a network's fault, or a hub out of order, from a refusal: trying again may help."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, HubError | ConnectionError)
+
+
 def token_in_use() -> str:
     """Say which token is sent and whose it is; never the token itself."""
     token = get_token()

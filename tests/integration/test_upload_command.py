@@ -115,6 +115,8 @@ def test_a_branch_is_made_and_main_stays_as_it_is(config: Path, mine: Hub) -> No
     assert done.exit_code == 0, done.output
     assert set(mine.files("me/m")) == {".gitattributes"}
     assert "model.safetensors" in mine.files("me/m", "v2")
+    assert newtune("upload", config, "--to", "mine-by-default").exit_code == 0
+    assert "adapter_config.json" in mine.files("me/mine-by-default")
 
 
 def test_a_dry_run_lists_files_and_sizes_and_asks_no_hub(config: Path, hub: Hub) -> None:

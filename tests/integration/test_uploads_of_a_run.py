@@ -180,7 +180,7 @@ def test_a_branch_takes_the_uploads_and_main_stays(config: Path, mine: Hub) -> N
 
 def test_saves_during_an_upload_wait_and_only_the_newest_is_sent(config: Path, mine: Hub) -> None:
     released = threading.Event()
-    mine.breaks.append(Break("/commit/main", wait=released))
+    mine.breaks.append(Break("/api/models/me/model/tree/", wait=released))  # before files are read
     steps = ("--save_steps", "1", "--hub_always_push", "false", "--hub_strategy", "every_save")
     results: list[Result] = []
     run = threading.Thread(target=lambda: results.append(newtune("train", config, *steps)))
@@ -198,6 +198,10 @@ def test_saves_during_an_upload_wait_and_only_the_newest_is_sent(config: Path, m
     assert results[0].exit_code == 0, results[0].output
     titles = mine.titles("me/model")[1:]
     assert titles == ["Training, step 1", "Training, step 4", "Upload the adapter of a newtune run"]
+    _, first, last, _ = mine.repos["model", "me/model"].commits
+    weights = "adapter_model.safetensors"
+    assert first.files[weights] != last.files[weights]  # though checkpoint-1 was deleted long ago
+    assert [path.name for path in config.parent.glob("run/checkpoint-*")] == ["checkpoint-4"]
     assert "step 2, step 3" in results[0].output
 
 

@@ -14,13 +14,12 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError
 
 from newtune.data.sources.columnar import ArrowRows, map_arrow
 from newtune.data.sources.files import Source
 from newtune.data.sources.rows import Table
 from newtune.errors import DataError
-from newtune.hub import HubError, Repository, diagnose, first_line
+from newtune.hub import HubError, Repository, diagnose, first_line, is_unreachable
 from newtune.logs import logger, notice
 from newtune.lookup import did_you_mean
 from newtune.run_dir import write_json
@@ -85,10 +84,10 @@ def _reachable_commit(source: Source) -> str | None:
     try:
         return HfApi().dataset_info(source.path, revision=source.revision).sha
     except HubError as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
-            with _in_words(source):
-                raise
-        return None
+        if is_unreachable(error):
+            return None
+        with _in_words(source):
+            raise
 
 
 def _downloaded(source: Source, split: str, commit: str | None) -> tuple[str, ...]:

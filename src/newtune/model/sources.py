@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants
 
 from newtune.errors import ModelError, SetupError
-from newtune.hub import HubError, Repository, diagnose, first_line
+from newtune.hub import HubError, Repository, diagnose, first_line, is_unreachable
 from newtune.logs import notice
 
 
@@ -81,13 +81,15 @@ def repository_files(source: Source, revision: str | None) -> list[str] | None:
     """Return the files at the root of a hub repository; None when only the cache can be asked.
 
     Raises:
-        ModelError: the repository cannot be read.
+        ModelError: the hub refuses it.
     """
     if constants.is_offline_mode():
         return None
     try:
         names = HfApi().list_repo_files(source.name, revision=revision)
     except (HubError, OSError, ValueError) as error:
+        if is_unreachable(error):
+            return None
         raise cannot_load(source.name, "files", error, revision=revision) from error
     return sorted(name for name in names if "/" not in name)
 

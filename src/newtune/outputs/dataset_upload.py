@@ -19,6 +19,7 @@ from newtune.data.counts import DatasetCounts
 from newtune.data.prepare import PreparedData
 from newtune.data.store import ExampleStore
 from newtune.data.stream.prepare import StreamedData
+from newtune.distributed.world import World
 from newtune.hub import Repository
 from newtune.logs import notice
 from newtune.outputs.card import published_name
@@ -39,13 +40,13 @@ SCHEMA = pa.schema(
 
 
 def upload_data(hub: HubPlan | None, data: PreparedData | StreamedData) -> None:
-    """Upload prepared data, if a plan says where to.
+    """Upload prepared data, if a plan says where to; only the first process does.
 
     Raises:
         SetupError: this user may not write there.
         ExportError: the hub refused it or cannot be reached.
     """
-    if hub is None or not isinstance(data, PreparedData):
+    if hub is None or not isinstance(data, PreparedData) or World.current().rank > 0:
         return
     repository = open_repository(
         hub.model_id, asked_by="`push_dataset_to_hub`", kind="dataset", private=hub.private

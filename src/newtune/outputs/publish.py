@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from newtune.errors import ExportError, SetupError
-from newtune.hub import HubError, Repository, first_line, token_in_use
+from newtune.hub import HubError, Repository, first_line, is_unreachable, token_in_use
 from newtune.logs import logger
 
 ATTEMPTS = 3
@@ -38,8 +38,9 @@ def open_repository(
 ) -> Repository:
     """Make sure that a repository and its branch are there and that this user may write to them.
 
-    A repository that is there stays as public or private as it is. `asked_by` is the key or
-    option that wants the upload.
+    A repository that is there stays as public or private as it is; a new one is private if
+    `private`, else what the owner's settings say. `asked_by` is the key or option that wants the
+    upload.
 
     Raises:
         SetupError: there is no token, or not one that may write there; the name is no hub id; the
@@ -52,7 +53,7 @@ def open_repository(
         )
     api = HfApi()
     try:
-        made = api.create_repo(id, repo_type=kind, private=private, exist_ok=True)
+        made = api.create_repo(id, repo_type=kind, private=private or None, exist_ok=True)
         if revision is not None:
             api.create_branch(made.repo_id, branch=revision, repo_type=kind, exist_ok=True)
         whole = Repository(made.repo_id, "dataset" if kind == "dataset" else "model", revision)
@@ -78,7 +79,7 @@ def commit(repository: Repository, change: Change) -> str:
         try:
             return _commit_once(repository, change)
         except (HubError, OSError, ValueError, RuntimeError) as error:
-            if attempt == ATTEMPTS or not _is_passing(error):
+            if attempt == ATTEMPTS or not is_unreachable(_cause(error)):
                 raise ExportError(
                     f"the upload to {repository.id} failed: {why_refused(error)}"
                 ) from error
@@ -132,11 +133,3 @@ def _cause(error: BaseException) -> BaseException:
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Tell a network's fault, or a hub out of order, from a refusal."""
-    cause = _cause(error)
-    if isinstance(cause, HfHubHTTPError):
-        return cause.response.status_code >= 500 or cause.response.status_code == 429
-    return isinstance(cause, HubError | ConnectionError)

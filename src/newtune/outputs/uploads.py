@@ -27,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from newtune.distributed.world import World
 from newtune.hub import Repository
 from newtune.logs import notice
 from newtune.outputs.card import CARD, card_of_run
@@ -55,12 +56,13 @@ class Uploads:
 
     def __init__(
         self,
+        hub: HubPlan | None,
         repository: Repository | None,
         plan: Plan,
         run_dir: RunDir,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        self.hub = plan.output.hub
+        self.hub = hub
         self.repository = repository
         self.plan = plan
         self.run_dir = run_dir
@@ -165,19 +167,20 @@ class UploadOnSave(TrainerCallback):
 
 
 def open_uploads(plan: Plan, run_dir: RunDir, tokenizer: PreTrainedTokenizerBase) -> Uploads:
-    """Make sure of the repository, before weights load.
+    """Make sure of the repository, before weights load; only the first process uploads.
 
     `tokenizer` has the chat template of the training.
 
     Raises:
         SetupError: this user may not write there, or the hub cannot be reached.
     """
-    hub, repository = plan.output.hub, None
+    hub = plan.output.hub if World.current().rank == 0 else None
+    repository = None
     if hub is not None:
         repository = open_repository(
             hub.model_id, asked_by="`hub_model_id`", private=hub.private, revision=hub.revision
         )
-    return Uploads(repository, plan, run_dir, tokenizer)
+    return Uploads(hub, repository, plan, run_dir, tokenizer)
 
 
 def _send_checkpoint(repository: Repository, folder: Path, place: str | None, step: int) -> None:

@@ -191,6 +191,46 @@ def test_a_filled_cache_works_offline(hub: Hub, checkpoint: Path, monkeypatch) -
     assert not hub.requests
 
 
+def test_a_filled_cache_works_while_the_hub_is_away(
+    hub: Hub, checkpoint: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.add("someone/tiny", checkpoint)
+    fetch_weights(planned())
+    load_base(planned())
+    hub.breaks.append(Break("", times=999))
+    fetch_weights(planned())
+    assert load_base(planned()).name_or_path == "someone/tiny"
+
+
+def test_weights_that_the_cache_lacks_are_told_before_the_data_is_read(
+    hub: Hub, tmp_path: Path, monkeypatch
+) -> None:
+    tiny_llama().save_pretrained(tmp_path, max_shard_size="60KB")
+    hub.add("someone/tiny", tmp_path)
+    fetch_weights(planned())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    fetch_weights(planned())
+    next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("model-00002*")).unlink()
+    said = refused(fetch_weights, planned())
+    assert "`someone/tiny`: cannot read its weights: HF_HUB_OFFLINE is set" in said
+
+
+def test_an_adapter_is_found_offline(
+    hub: Hub, checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    hub.add("someone/tiny", checkpoint)
+    get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    hub.add("someone/adapter", tmp_path)
+    plan = adapter_plan(continue_from="someone/adapter")
+    load_model(planned(), plan, tokenizer=tiny_tokenizer())
+    hub.requests.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    check_adapter(plan)
+    load_model(planned(), plan, tokenizer=tiny_tokenizer())
+    assert not hub.requests
+
+
 def test_an_empty_cache_offline_says_how_to_fill_it(hub: Hub, monkeypatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     said = refused(read_model_facts, "someone/tiny", revision="v1")
