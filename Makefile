@@ -15,7 +15,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 RECIPE := recipes/quickstart.yaml
 RESULT := outputs/quickstart
-INSTRUCTION := Write the cron expression.
 QUESTION := Please water the plants every Tuesday at half past six in the evening
 
 .DEFAULT_GOAL := help
@@ -42,8 +41,8 @@ quickstart: $(VENV)/.installed $(MODEL)
 	$(BIN)/newtune train $(RECIPE)
 	$(BIN)/newtune merge $(RECIPE)
 	@echo; echo "Asked: $(QUESTION)"
-	@echo "$(QUESTION)" | $(BIN)/newtune chat $(RECIPE) --system "$(INSTRUCTION)"
-	@echo 'Ask more: $(BIN)/newtune chat $(RECIPE) --system "$(INSTRUCTION)"'
+	@echo "$(QUESTION)" | $(BIN)/newtune chat $(RECIPE)
+	@echo 'Ask more: $(BIN)/newtune chat $(RECIPE)'
 
 $(MODEL): examples/quickstart/fetch_model.py | $(VENV)/.created
 	$(BIN)/python examples/quickstart/fetch_model.py

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ from newtune.outputs.load import (
     load_folder,
     load_result,
     load_trained,
+    trained_system_message,
 )
 from newtune.outputs.merge import Merged, merge_adapter, require_mergeable
 from newtune.outputs.report import RunReport, report_run, report_uploads
@@ -197,7 +198,8 @@ def load_for_inference(config: RunConfig, *, which: Which | None = None) -> Load
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     if (run_dir.root / "tokenizer_config.json").is_file():
         tokenizer = read_tokenizer(str(run_dir.root))
-    return load_result(side.model, side.adapter, run_dir, tokenizer, which=which)
+    loaded = load_result(side.model, side.adapter, run_dir, tokenizer, which=which)
+    return replace(loaded, system=trained_system_message(run_dir))
 
 
 def load_folder_for_inference(folder: Path) -> Loaded:

@@ -115,6 +115,33 @@ def test_chat_answers_the_lines_of_a_pipe(config: Path, merged: Path) -> None:
     assert by_folder.stdout == result.stdout
 
 
+def test_the_system_message_of_the_training_comes_first_unless_another_is_given(
+    config: Path, merged: Path
+) -> None:
+    """With it an answer is the one to the whole conversation as it was trained."""
+    counts = merged.parent / "data.json"
+    saved = counts.read_text()
+    system = {"role": "system", "content": "Say no colour. " * 5}
+    user = {"role": "user", "content": "colour 0?"}
+    file = config.parent / "with_system.jsonl"
+    file.write_text("".join(f"{json.dumps({'messages': m})}\n" for m in ([system, user], [user])))
+    words = ("--max-new-tokens", "6")
+    with_it, without = newtune("generate", config, "--input", file, *words).stdout.splitlines()
+    assert with_it != without
+    try:
+        told = [{**entry, "system": system["content"]} for entry in json.loads(saved)]
+        counts.write_text(json.dumps(told))
+        asked = ("generate", config, "--prompt", "colour 0?", *words)
+        assert newtune(*asked).stdout.splitlines() == [with_it]
+        assert newtune(*asked, "--system", "").stdout.splitlines() == [without]
+        talk = newtune("chat", config, *words, text="colour 0?\n")
+        assert talk.stdout.splitlines() == [with_it]
+        talk = newtune("chat", config, *words, "--system", "", text="colour 0?\n")
+        assert talk.stdout.splitlines() == [without]
+    finally:
+        counts.write_text(saved)
+
+
 def test_generate_answers_prompts_and_files_alike(
     config: Path, merged: Path, tmp_path: Path
 ) -> None:

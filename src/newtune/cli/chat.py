@@ -26,11 +26,14 @@ def run(
     from newtune.outputs.conversation import Conversation
 
     conversation = Conversation(
-        loaded, max_new_tokens=max_new_tokens, temperature=temperature, system=system
+        loaded,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        system=loaded.system if system is None else system,
     )
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        show_chat_begin(loaded)
+        show_chat_begin(loaded, conversation.system)
     for text in _lines(is_terminal=is_terminal):
         if text == "/exit":
             break

@@ -24,8 +24,12 @@ def run(
     output_path: Path | None = None,
     which: "Which | None" = None,
     max_new_tokens: int = 256,
+    system: str | None = None,
 ) -> int:
-    """Print the answers, or write them to `output_path` beside what was asked."""
+    """Print the answers, or write them to `output_path` beside what was asked.
+
+    Before a bare prompt stands `system`, else the system message of the training.
+    """
     rows = [*({"prompt": prompt} for prompt in prompts), *_read(input_path)]
     if not rows:
         raise DataError("nothing to answer: give `--prompt TEXT` or `--input FILE.jsonl`")
@@ -36,6 +40,11 @@ def run(
     from newtune.outputs.conversation import answer_all
     from newtune.run_dir import write_text
 
+    begin = _begin(loaded.system if system is None else system)
+    asked = [
+        messages if "messages" in row else [*begin, *messages]
+        for row, messages in zip(rows, asked, strict=True)
+    ]
     answers = answer_all(loaded, asked, max_new_tokens=max_new_tokens)
     if output_path is None:
         show_text_lines(answers)
@@ -64,9 +73,13 @@ def _read(path: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
+def _begin(system: str | None) -> Messages:
+    return [{"role": "system", "content": system}] if system else []
+
+
 def _messages(row: dict[str, Any], number: int) -> Messages:
     """Return what is asked in a row: its `prompt`, or its `messages` without the last answer."""
-    if isinstance(row.get("prompt"), str):
+    if isinstance(row.get("prompt"), str) and "messages" not in row:
         return [{"role": "user", "content": row["prompt"]}]
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:

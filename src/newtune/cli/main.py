@@ -32,6 +32,10 @@ MaxNewTokens = Annotated[
     int,
     typer.Option("--max-new-tokens", "--max_new_tokens", help="Most tokens of an answer."),
 ]
+SystemMessage = Annotated[
+    str | None,
+    typer.Option(help='System message to begin with; the training\'s own by default, "" for none.'),
+]
 WhichModel = Annotated[
     Literal["merged", "adapter", "model", "base"] | None,
     typer.Option(help="Which model; empty takes the best that the run left."),
@@ -120,7 +124,7 @@ def chat(
     context: typer.Context,
     config: ConfigOrFolder,
     which: WhichModel = None,
-    system: Annotated[str | None, typer.Option(help="System message to begin with.")] = None,
+    system: SystemMessage = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "--max_new_tokens", help="Most tokens of an answer.")
     ] = 512,
@@ -151,6 +155,7 @@ def generate(
         Path | None, typer.Option("--output", help="JSON lines to write, `answer` added.")
     ] = None,
     which: WhichModel = None,
+    system: SystemMessage = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "--max_new_tokens", help="Most tokens of an answer.")
     ] = 256,
@@ -164,6 +169,7 @@ def generate(
         input_path=input_path,
         output_path=output_path,
         which=which,
+        system=system,
         max_new_tokens=max_new_tokens,
     )
 

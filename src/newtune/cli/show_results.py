@@ -57,10 +57,14 @@ def show_evaluation(result: "Evaluation") -> None:
         console.out(f"  answered {_short(sample.answer)}", highlight=False)
 
 
-def show_chat_begin(loaded: "Loaded") -> None:
-    """Say who answers and how to end."""
-    text = safe(f"{loaded.which}: {loaded.source} · /reset forgets · /exit ends")
-    Console(highlight=False).print(Text(text, style="dim"), soft_wrap=True)
+def show_chat_begin(loaded: "Loaded", system: str | None) -> None:
+    """Say who answers, what it is told first, and how to end."""
+    lines = [f"{loaded.which}: {loaded.source} · /reset forgets · /exit ends"]
+    if system:
+        origin = "as in training; --system says another" if system == loaded.system else "--system"
+        lines.append(f"system: {_short(system)} ({origin})")
+    for line in lines:
+        Console(highlight=False).print(Text(safe(line), style="dim"), soft_wrap=True)
 
 
 def show_prompt() -> None:

@@ -53,6 +53,8 @@ class DatasetCounts:
     """Examples left out because an equal one occurred before, or is held out."""
     mixed: Mixed | None = None
     """None where every example stands once in every epoch."""
+    system: str | None = None
+    """The system message with which the conversations begin, where it is the same one."""
 
     @property
     def rows_dropped(self) -> int:

@@ -29,6 +29,7 @@ from newtune.data.reading import (
 )
 from newtune.data.shards import build_missing
 from newtune.data.store import ExampleStore
+from newtune.data.system import shared_system_message
 from newtune.data.tokenize import TextEncoder
 from newtune.errors import DataError
 from newtune.logs import logger, notice
@@ -108,9 +109,10 @@ def _prepare(
     force: bool,
 ) -> PreparedData:
     root = Path(config.data.dataset_prepared_path or DEFAULT_FOLDER)
+    encoder = TextEncoder.from_tokenizer(tokenizer)
     datasets = shard_datasets(
         plans,
-        TextEncoder.from_tokenizer(tokenizer),
+        encoder,
         *limits_of(config),
         root,
         files=config.data.num_dataset_shards_to_save,
@@ -125,7 +127,7 @@ def _prepare(
         train=files.train,
         evaluation=files.evaluation,
         facts=_facts(files.train, files.evaluation, packing, mixture),
-        counts=_with_shares(files.counts, mixture),
+        counts=_with_shares(_with_system_messages(files.counts, plans, encoder), mixture),
         packing=packing,
         pad_id=pad_id_of(tokenizer),
         chat_template=template_to_save(config, [plan.options for plan in plans]),
@@ -165,6 +167,15 @@ def _mixture(
         seed=config.training.seed,
         keep_order=bool(config.sequence.curriculum_sampling),
     )
+
+
+def _with_system_messages(
+    counts: Sequence[DatasetCounts], plans: Sequence[DatasetPlan], encoder: TextEncoder
+) -> list[DatasetCounts]:
+    return [
+        replace(count, system=shared_system_message(plan.rows, plan.reader(encoder).format))
+        for count, plan in zip(counts, plans, strict=True)
+    ]
 
 
 def _with_shares(counts: list[DatasetCounts], mixture: Mixture | None) -> list[DatasetCounts]:

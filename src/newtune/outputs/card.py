@@ -164,6 +164,12 @@ def _data(plan: Plan, counts: list[Mapping[str, Any]]) -> Iterator[str]:
         cells = " | ".join(f"{number:,}" for number in numbers)
         yield f"| {published_name(entry['name'])} | {cells} |"
     facts = plan.data_facts
+    for system in dict.fromkeys(entry.get("system") for entry in counts):
+        if system:
+            yield ""
+            yield "The conversations begin with this system message:"
+            yield ""
+            yield from (f"> {line}" for line in system.splitlines())
     yield ""
     trained = "a stream" if facts.streamed else f"{facts.train_examples:,} examples"
     yield f"Trained on {trained}, {facts.eval_examples:,} held out."

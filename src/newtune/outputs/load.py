@@ -32,6 +32,8 @@ class Loaded:
     which: Which
     source: str
     autocast: torch.dtype | None = None
+    system: str | None = None
+    """The system message that all of the training's conversations began with."""
 
     def arithmetic(self) -> contextlib.AbstractContextManager[object]:
         """Return the context to compute in: the autocast of the training, where it had one."""
@@ -156,6 +158,15 @@ def load_untrained(
     torch.nn.Module.to(model, plan.device)
     model.train(mode=False)
     return model
+
+
+def trained_system_message(run_dir: RunDir) -> str | None:
+    """Return the system message that the datasets of a run share; None if they share none."""
+    if not run_dir.data_file.is_file():
+        return None
+    counts = json.loads(run_dir.data_file.read_text(encoding="utf-8"))
+    messages = {count.get("system") for count in counts}
+    return messages.pop() if len(messages) == 1 else None
 
 
 def _is_proven(merged: Path) -> bool:
