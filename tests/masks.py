@@ -1,5 +1,6 @@
 """Masks of newtune and of transformers, and hostile conversations to compare them on."""
 
+import re
 from functools import cache
 
 from hypothesis import strategies as st
@@ -102,6 +103,20 @@ def marked_mask(template: str, messages: list[dict]) -> tuple[list[int], list[in
         return_assistant_tokens_mask=True,
     )
     return result["input_ids"], result["assistant_masks"]
+
+
+MARK = re.compile(r"\{%-? *(?:end)?generation *-?%\}")
+
+
+def without_marks(template: str) -> str:
+    """Take the marks out; a `-` on a mark is kept, for it takes white space with it."""
+
+    def replacement(mark: re.Match[str]) -> str:
+        left = "-" if mark[0].startswith("{%-") else ""
+        right = "-" if mark[0].endswith("-%}") else ""
+        return f"{{%{left} if true {right}%}}{{% endif %}}" if left or right else ""
+
+    return MARK.sub(replacement, template)
 
 
 content = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=4), max_size=4).map("".join)

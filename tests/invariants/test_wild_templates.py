@@ -12,9 +12,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from masks import conversations, marked_mask, newtune_mask, renderer
-from newtune.data.chat import Conversation, Turn
+import masks
+from masks import conversations, marked_mask, newtune_mask, renderer, without_marks
+from newtune.data.chat import ChatRenderer, Conversation, Turn
+from newtune.data.tracing import ChatTemplate
 from newtune.errors import DataError
+from newtune.types import IGNORE_INDEX
 
 QWEN3 = (
     "{%- set ns = namespace(multi=true, last=messages | length - 1) %}"
@@ -156,6 +159,17 @@ FORMATTED = (
     "{{ '{}{}'.format(m.content, '<|end|>') }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
+GLM = (
+    "[gMASK]<sop>{% for m in messages %}{% if loop.first or loop.previtem.role != 'assistant' %}"
+    "{{ '<|' ~ m.role ~ '|>' }}{% endif %}{{ '\\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}{% if not loop.last %}{{ '<|' ~ loop.nextitem.role ~ '|>' }}{% endif %}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+"""The same text as `GLM_PLAIN`: an answer ends with the token of the next role."""
+GLM_PLAIN = (
+    "[gMASK]<sop>{% for m in messages %}{{ '<|' ~ m.role ~ '|>\\n' ~ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
 WILD = {
     "qwen3": QWEN3,
     "llama 3.1": LLAMA_3_1,
@@ -173,18 +187,6 @@ WILD = {
     "lines": LINES,
     "formatted": FORMATTED,
 }
-MARK = re.compile(r"\{%-? *(?:end)?generation *-?%\}")
-
-
-def without_marks(template: str) -> str:
-    """Take the marks out; a `-` on a mark is kept, for it takes white space with it."""
-
-    def replacement(mark: re.Match[str]) -> str:
-        left = "-" if mark[0].startswith("{%-") else ""
-        right = "-" if mark[0].endswith("-%}") else ""
-        return f"{{%{left} if true {right}%}}{{% endif %}}" if left or right else ""
-
-    return MARK.sub(replacement, template)
 
 
 @pytest.mark.parametrize("name", WILD)
@@ -198,6 +200,30 @@ def test_the_mask_is_what_marks_would_say(name, messages):
     marked_ids, marked = marked_mask(WILD[name], messages)
     assert ids == marked_ids
     assert mask == marked
+
+
+@given(messages=conversations())
+@settings(max_examples=40, deadline=None)
+def test_the_next_role_ends_a_turn_where_it_is_named_as_its_end(messages):
+    messages = [*messages, {"role": "user", "content": "Bye"}]
+    turns = [Turn(message, message["role"] == "assistant") for message in messages]
+    chat = ChatRenderer(
+        ChatTemplate(GLM_PLAIN),
+        end_tokens=("<|user|>", "<|observation|>", "</s>"),
+        eos_token="</s>",
+        ends_at_next_turn=True,
+    )
+    rendered = chat.render(Conversation(turns), "row 1")
+    marked = masks.tokenizer().apply_chat_template(
+        messages,
+        chat_template=GLM,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    batch = masks.encoder().encode([rendered])
+    assert batch.input_ids.tolist() == marked["input_ids"]
+    assert (batch.labels != IGNORE_INDEX).astype(int).tolist() == marked["assistant_masks"]
 
 
 @given(messages=conversations(), thought=st.text(min_size=1, max_size=9))

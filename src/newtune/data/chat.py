@@ -69,6 +69,8 @@ class ChatRenderer:
     eos_token: str | None = None
     train_on_eos: TrainOn = "turn"
     train_on_eot: TrainOn = "turn"
+    ends_at_next_turn: bool = False
+    """An end token also ends a turn where the template writes it to open the next one."""
 
     @cached_property
     def generation_prompt(self) -> str:
@@ -78,8 +80,14 @@ class ChatRenderer:
     @cached_property
     def landmarks(self) -> Landmarks:
         """What the template writes around answers."""
-        headers = [self.generation_prompt, *_answer_headers(self.template)]
-        return Landmarks(tuple(dict.fromkeys(filter(None, headers))), self._end_pattern())
+        of_answers = list(_answer_headers(self.template))
+        headers = [self.generation_prompt, *of_answers]
+        return Landmarks(
+            tuple(dict.fromkeys(filter(None, headers))),
+            self._end_pattern(),
+            headless=bool(of_answers) and not any(header.strip() for header in headers),
+            ends_at_next_turn=self.ends_at_next_turn,
+        )
 
     def _end_pattern(self) -> re.Pattern[str]:
         """Match any of the end tokens, the longest first; one that opens a turn ends none."""
@@ -100,6 +108,7 @@ class ChatRenderer:
                 text; `place` (source and row) is named.
         """
         messages = [turn.message for turn in conversation.turns]
+        self._require_tools_are_written(conversation, place)
         try:
             rendering = self.template.render(messages, tools=conversation.tools)
         except TEMPLATE_ERRORS as error:
@@ -118,6 +127,14 @@ class ChatRenderer:
     def _trains_other_ends(self) -> bool:
         """Whether an end token may be trained whose turn is not."""
         return not {self.train_on_eos, self.train_on_eot} <= {"turn", "none"}
+
+    def _require_tools_are_written(self, conversation: Conversation, place: str) -> None:
+        if conversation.tools and not self.template.reads("tools"):
+            raise DataError(
+                f"{place}: offers tools, which the chat template never writes. Use a template for "
+                "tools (`qwen_25`, `qwen3`, `llama3_1`, or the model's own), or leave them out by "
+                "`field_tools: none`."
+            )
 
     def _rendered(
         self, turns: Sequence[Turn], finder: TurnFinder, ranges: Sequence[TurnRange]

@@ -188,6 +188,7 @@ def format_options(
         text_field=entry.text_column or entry.field,
         template=template,
         end_tokens=_end_tokens(tokenizer, end_tokens),
+        end_tokens_named=bool(end_tokens),
         eos_token=_text(tokenizer.eos_token),
         train_on_eos=train_on_eos,
         train_on_eot=entry.train_on_eot or train_on_eos,

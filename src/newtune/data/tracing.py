@@ -6,11 +6,13 @@ characters came from (`traced`). Besides, each pass of a loop over messages is m
 known to be that turn's too.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jinja2
+from jinja2 import meta
 
 from newtune.data.sandbox import Message, TemplateEnvironment
 from newtune.data.traced import Mark, Piece, Traced
@@ -87,6 +89,22 @@ class ChatTemplate:
             raise DataError(
                 f"The chat template is not valid jinja: line {error.lineno}: {error.message}"
             ) from error
+
+    def reads(self, name: str) -> bool:
+        """Say whether the template looks at a variable."""
+        return name in self._variables
+
+    @cached_property
+    def _variables(self) -> Set[str]:
+        return meta.find_undeclared_variables(self._environment.parse(self.source))
+
+    def mentions(self, *names: str) -> bool:
+        """Say whether one of these words stands in the template."""
+        return not self._words.isdisjoint(names)
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        return frozenset(re.findall(r"\w+", self.source))
 
     def render(
         self,

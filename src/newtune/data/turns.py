@@ -47,6 +47,10 @@ class Landmarks:
     """Texts before an answer, the generation prompt first."""
     end_pattern: re.Pattern[str]
     """Matches what may end a turn."""
+    headless: bool = False
+    """Before an answer stands white space at most: all that its pass writes is the answer's."""
+    ends_at_next_turn: bool = False
+    """What opens the next turn may end this one, too."""
     known: KnownSurroundings = field(default_factory=KnownSurroundings, compare=False, repr=False)
 
 
@@ -252,8 +256,15 @@ class TurnFinder:
         header_end = None
         if message.get("role") == "assistant":
             header_end = self._header_end(block, own)
+            if block and self.landmarks.headless:
+                header_end = self._first_solid(block)
         starts = [piece.start for piece in own[:1]]
         return min(starts if header_end is None else [header_end, *starts], default=None)
+
+    def _first_solid(self, block: Block) -> int | None:
+        """Return where a pass writes something that is not white space."""
+        written = self.text[block.start : block.end]
+        return block.start + len(written) - len(written.lstrip()) if written.strip() else None
 
     def _header_end(self, block: Block | None, own: Sequence[Piece]) -> int | None:
         """Return where what the template writes before an answer ends; None if it is not there.
@@ -287,6 +298,9 @@ class TurnFinder:
         """
         if block:
             found = self._end_in_block(body_end, block.end)
+            if not found and self.landmarks.ends_at_next_turn:
+                match = self.landmarks.end_pattern.match(self.text, block.end)
+                found = match.span() if match and body_end == block.end else None
             if found or self.last_block >= block.end:
                 return found or (body_end, body_end)
         limit = self._next_piece(index, body_end)

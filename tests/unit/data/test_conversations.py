@@ -2,41 +2,13 @@
 
 import pytest
 
-from newtune.data.formats import Drop, FormatOptions, make_format
-from newtune.data.sources import NumberedRow
+from newtune.data.formats import Drop
 from newtune.data.template_choice import shipped_templates
 from newtune.data.tokenize import TextEncoder
-from newtune.data.tracing import ChatTemplate
 from newtune.errors import DataError
 from newtune.types import IGNORE_INDEX
+from talks import CHATML, HI, MORE, QWEN, SYSTEM, TOOL, A, E, S, U, called, read, shown
 from tiny import tiny_tokenizer
-
-CHATML = shipped_templates()["chatml"]
-U = "<|im_start|>user\n"
-A = "<|im_start|>assistant\n"
-S = "<|im_start|>system\n"
-E = "<|im_end|>"
-HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-MORE = [*HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "Ciao"}]
-SYSTEM = {"role": "system", "content": "Be kind."}
-
-
-def read(row: dict, *, type_="chat_template", template=CHATML, variables=None, **options):
-    chat = ChatTemplate(template, tokens={"eos_token": "</s>"}, arguments=variables)
-    given = FormatOptions(
-        **{"template": chat, "end_tokens": (E, "</s>"), "eos_token": "</s>", **options}
-    )
-    return make_format(type_, given).read(NumberedRow(3, row, "rows.jsonl, line 3"))
-
-
-def shown(row: dict, **options) -> str:
-    """Return the text with ⟦ ⟧ around what is trained."""
-    rendered = read(row, **options)
-    text, made, position = rendered.text, "", 0
-    for start, end in rendered.spans:
-        made += f"{text[position:start]}⟦{text[start:end]}⟧"
-        position = end
-    return made + text[position:]
 
 
 def test_many_turns_in_exact_tokens():
@@ -196,7 +168,8 @@ def test_field_thinking_and_template_thinking_key():
     row = {"messages": [HI[0], {**HI[1], "why": "Greet."}]}
     asked = {"template": THINKER, "field_thinking": "why", "thinking_key": "thought"}
     assert shown(row, **asked) == f"{U}Hi{E}\n{A}⟦<think>Greet.</think>Hello{E}⟧\n"
-    assert shown(row, template=THINKER, field_thinking="why") == f"{U}Hi{E}\n{A}⟦Hello{E}⟧\n"
+    with pytest.raises(DataError, match="turn 2: has reasoning, which the chat template never wr"):
+        shown(row, template=THINKER, field_thinking="why")
     assert shown(row, template=THINKER, thinking_key="thought") == f"{U}Hi{E}\n{A}⟦Hello{E}⟧\n"
 
 
@@ -217,16 +190,6 @@ def test_content_may_be_parts_of_text():
     picture = [{"type": "image", "url": "x"}]
     with pytest.raises(DataError, match="turn 1: a part of the content is `image`; newtune reads"):
         read({"messages": [{"role": "user", "content": picture}]})
-
-
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"properties": {}}}}
-QWEN = shipped_templates()["qwen_25"]
-
-
-def called(arguments, **call) -> dict:
-    function = {"name": "add", "arguments": arguments}
-    turn = {"role": "assistant", "content": None, "tool_calls": [{"function": function, **call}]}
-    return {"messages": [HI[0], turn, {"role": "tool", "content": "2"}, HI[1]]}
 
 
 @pytest.mark.parametrize("arguments", [{"a": 1, "b": "x\ny"}, '{"a": 1, "b": "x\\ny"}'])

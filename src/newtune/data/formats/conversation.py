@@ -1,13 +1,12 @@
 """Conversations: `chat_template`, `sharegpt` and their relatives."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from newtune.data.chat import ChatRenderer, Conversation, Turn
-from newtune.data.formats.messages import MessageReader
+from newtune.data.formats.messages import MessageReader, json_of
 from newtune.data.formats.options import ROLES, Format, FormatOptions, text_of
 from newtune.data.rendered import Drop, Outcome
 from newtune.data.sources import NumberedRow
@@ -31,11 +30,15 @@ def chat_template(options: FormatOptions) -> Format:
         eos_token=options.eos_token,
         train_on_eos=options.train_on_eos,
         train_on_eot=options.train_on_eot,
+        ends_at_next_turn=options.end_tokens_named,
     )
     reader = MessageReader(options)
 
     def parse(row: NumberedRow) -> Conversation | Drop:
-        return _conversation(row, reader)
+        try:
+            return _conversation(row, reader)
+        except RecursionError as error:
+            raise DataError(f"{row.place}: nested too deeply.") from error
 
     def read(row: NumberedRow) -> Outcome:
         conversation = parse(row)
@@ -143,7 +146,10 @@ def _conversation(row: NumberedRow, reader: MessageReader) -> Conversation | Dro
     messages = _list(row, column)
     if not messages:
         return Drop(f"`{column}` is empty")
-    turns = [reader.turn(row, number, message) for number, message in enumerate(messages, 1)]
+    read = [reader.turn(row, number, message) for number, message in enumerate(messages, 1)]
+    turns = [turn for turn in read if turn is not None]
+    if len(turns) < len(read):
+        return Drop("a question or an answer has no content")
     if options.drop_system_message:
         turns = [turn for turn in turns if turn.message["role"] != "system"]
     elif turns[0].message["role"] != "system":
@@ -160,15 +166,12 @@ def _list(row: NumberedRow, column: str) -> list[Any] | None:
     """Return a column that holds a list, or JSON text of one; None when it is null."""
     if column not in row.row:
         has = ", ".join(f"`{name}`" for name in row.row) or "none"
-        raise DataError(f"{row.place}: no field `{column}`; the row has {has}.")
+        lists = [name for name, value in row.row.items() if isinstance(value, list)]
+        hint = f" Is it `field_messages: {lists[0]}`?" if lists else ""
+        raise DataError(f"{row.place}: no field `{column}`; the row has {has}.{hint}")
     value: Any = row.row[column]
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{row.place}: `{column}` is text, but not JSON: {error.msg}."
-            ) from error
+    if isinstance(value, str):
+        value = json_of(row.place, f"`{column}`", value) if value.strip() else None
     if not value:
         return None
     if not isinstance(value, list):
@@ -182,13 +185,9 @@ def _tools(row: NumberedRow, column: str) -> list[Any] | None:
         return None
     tools = []
     for tool in _list(row, column) or ():
-        try:
-            read = json.loads(tool) if isinstance(tool, str) else tool
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{row.place}: a tool in `{column}` is text, but not JSON: {error.msg}."
-            ) from error
-        tools.append(_without_padding(read))
+        if isinstance(tool, str):
+            tool = json_of(row.place, f"a tool in `{column}`", tool)
+        tools.append(_without_padding(tool))
     return tools or None
 
 

@@ -10,6 +10,8 @@ from newtune.data.chat import Detail, Turn
 from newtune.data.formats.options import ROLES, FormatOptions
 from newtune.data.sources import NumberedRow
 from newtune.data.traced_json import JsonMapping
+from newtune.data.tracing import REASONING_FIELDS
+from newtune.data.turns import has_text, shorten
 from newtune.errors import DataError
 from newtune.lookup import did_you_mean
 
@@ -23,6 +25,15 @@ THINK_TAGS = (
 
 SPECIAL_ROLES = ("developer", "function", "ipython", "observation", "tool_call", "tool_response")
 """Roles that some templates know by themselves; they go to the template as they are."""
+
+TOOL_ROLES = ("tool", "function", "ipython", "observation", "tool_response")
+"""Whose content is what a tool returned."""
+
+WHOLE_MESSAGES = ("items", "values", "tojson")
+"""How a template may write properties of a message that it does not name."""
+
+JSON_ERRORS = (ValueError, RecursionError)
+"""What text that is no JSON raises; also numbers and nesting beyond what Python reads."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,10 @@ class MessageReader:
         names = (options.field_training, options.field_training_detail)
         return frozenset((*names, *self.properties.values()))
 
-    def turn(self, row: NumberedRow, number: int, message: Any) -> Turn:
+    def turn(self, row: NumberedRow, number: int, message: Any) -> Turn | None:
         """Return a message as the template gets it, and what is trained of it.
+
+        None for a question or an answer of which there is nothing: no content, no calls.
 
         Raises:
             DataError: it is no message, or its role is unknown; row and turn are named.
@@ -78,10 +91,17 @@ class MessageReader:
         fields = {key: value for key, value in given.items() if key not in self.control}
         fields |= {wanted: given[name] for wanted, name in names.items() if name in given}
         fields["role"] = role = self._role(place, message, fields.get("role"))
-        fields["content"] = _content(place, fields.get("content", ""))
+        self._rename_function_call(fields)
+        has_content = "content" in fields
+        fields["content"] = _content(place, role, fields.get("content", ""))
         if fields.get("tool_calls"):
             fields["tool_calls"] = _tool_calls(place, fields["tool_calls"])
-        _move_thinking(fields, self.options)
+        moved = _move_thinking(fields, self.options)
+        if moved and has_text(fields[self.options.thinking_key]) and not self._writes_thinking:
+            self._refuse_thinking(place, fields)
+        others = ("tool_calls", "function_call", self.options.thinking_key)
+        if role in ("user", "assistant") and not has_content and not any(map(fields.get, others)):
+            return None
         train, details = self._training(place, given, role, fields["content"])
         return Turn(fields, train, details)
 
@@ -101,9 +121,15 @@ class MessageReader:
         return self.properties["role"], self.properties["content"]
 
     def _role(self, place: str, message: Mapping[str, Any], name: Any) -> str:
+        called = self.properties["role"]
+        if called in message and not isinstance(name, str):
+            raise DataError(f"{place}: `{called}` must be text, got {type(name).__name__}.")
         if not isinstance(name, str):
-            has = ", ".join(f"`{key}`" for key in message)
-            raise DataError(f"{place}: no `{self.properties['role']}`; the turn has {has}.")
+            has = ", ".join(f"`{key}`" for key in message) or "nothing"
+            raise DataError(
+                f"{place}: no `{called}`; the turn has {has}. What the rows call it is said by "
+                "`message_property_mappings: {role: from, content: value}`."
+            )
         if name not in self.role_of:
             hint = did_you_mean(name, self.role_of)
             known = ", ".join(sorted(self.role_of))
@@ -112,6 +138,29 @@ class MessageReader:
                 "`roles` can name others: `roles: {assistant: [" + name + "]}`."
             )
         return self.role_of[name]
+
+    def _rename_function_call(self, fields: dict[str, Any]) -> None:
+        """Make the older form of a tool call the one that templates know."""
+        template = self.options.template
+        reads_it = template is not None and "function_call" in template.source
+        if isinstance(fields.get("function_call"), dict) and not reads_it:
+            call = {"type": "function", "function": fields.pop("function_call")}
+            fields["tool_calls"] = [*(fields.get("tool_calls") or ()), call]
+
+    @cached_property
+    def _writes_thinking(self) -> bool:
+        """Whether the template may write the reasoning of a turn."""
+        template, key = self.options.template, self.options.thinking_key
+        names = REASONING_FIELDS if key in REASONING_FIELDS else (key,)
+        return template is None or template.mentions(*names, *WHOLE_MESSAGES)
+
+    def _refuse_thinking(self, place: str, fields: Mapping[str, Any]) -> NoReturn:
+        raise DataError(
+            f"{place}: has reasoning, which the chat template never writes: "
+            f"{shorten(fields[self.options.thinking_key])}. Use a template that does (`qwen3`); "
+            "say what it calls it (`template_thinking_key`); or leave the reasoning out "
+            "(`field_thinking: none`, `split_thinking: false`)."
+        )
 
     def _training(
         self, place: str, given: Mapping[str, Any], role: str, content: str
@@ -132,12 +181,14 @@ class MessageReader:
         return options.train_on_inputs or role in options.roles_to_train, ()
 
 
-def _content(place: str, content: Any) -> str:
-    """Return a content as text; parts of text are joined."""
+def _content(place: str, role: str, content: Any) -> str:
+    """Return a content as text; parts of text are joined, what a tool returned is JSON."""
     if isinstance(content, str):
         return content
     if isinstance(content, int | float) and not isinstance(content, bool):
         return str(content)
+    if isinstance(content, dict) and role in TOOL_ROLES:
+        return json.dumps(content, ensure_ascii=False)
     if not isinstance(content, list):
         raise DataError(f"{place}: the content must be text, got {type(content).__name__}.")
     texts = []
@@ -145,7 +196,10 @@ def _content(place: str, content: Any) -> str:
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise DataError(f"{place}: a part of the content is `{kind}`; newtune reads text only.")
+            raise DataError(
+                f"{place}: a part of the content is `{kind}`; newtune reads text only. "
+                "Leave such rows out, or give the text alone."
+            )
         texts.append(text)
     return "".join(texts)
 
@@ -153,7 +207,7 @@ def _content(place: str, content: Any) -> str:
 def _tool_calls(place: str, calls: Any) -> list[dict[str, Any]]:
     """Return tool calls with their arguments as mappings; they may have come as JSON text."""
     if isinstance(calls, str):
-        calls = _json(place, "`tool_calls`", calls)
+        calls = json_of(place, "`tool_calls`", calls) if calls.strip() else []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise DataError(f"{place}: `tool_calls` must be a list of objects, got {calls!r:.80}.")
     read = []
@@ -171,10 +225,12 @@ def _with_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
     made = {key: value for key, value in function.items() if value is not None}
     given = made.get("arguments")
     arguments, source = given, None
-    if isinstance(given, str):
+    if given is None or (isinstance(given, str) and not given.strip()):
+        arguments = {}  # a function without parameters, called
+    elif isinstance(given, str):
         try:
             arguments, source = json.loads(given), given
-        except json.JSONDecodeError:
+        except JSON_ERRORS:
             return made  # templates may write text that is no JSON as it is
     if isinstance(arguments, dict):
         mapping = JsonMapping(arguments)
@@ -183,27 +239,37 @@ def _with_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _json(place: str, name: str, text: str) -> Any:
+def json_of(place: str, name: str, text: str) -> Any:
+    """Return what a text says that must be JSON.
+
+    Raises:
+        DataError: it is not.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: {name} is text, but not JSON: {error.msg}.") from error
+    except JSON_ERRORS as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{place}: {name} cannot be read as JSON: {reason}.") from error
 
 
-def _move_thinking(fields: dict[str, Any], options: FormatOptions) -> None:
-    """Hand reasoning to the template under the name it expects."""
+def _move_thinking(fields: dict[str, Any], options: FormatOptions) -> bool:
+    """Hand reasoning to the template under the name it expects; say whether there is any."""
     if options.field_thinking in fields:
         fields[options.thinking_key] = fields.pop(options.field_thinking)
+        return True
     content = fields["content"]
     is_answer = options.split_thinking and fields["role"] == "assistant"
     if not is_answer or options.thinking_key in fields:
-        return
+        return False
     for opening, closing in THINK_TAGS:
         head, found, tail = content.partition(closing)
         if found and head.lstrip().startswith(opening):
             fields[options.thinking_key] = head.lstrip().removeprefix(opening).strip()
             fields["content"] = tail.lstrip()
-            return
+            return True
+    return False
 
 
 def _details(place: str, ranges: Any, length: int) -> tuple[Detail, ...]:

@@ -44,6 +44,8 @@ class FormatOptions:
     template: ChatTemplate | None = None
     """None: no chat template is known; formats that need one say so."""
     end_tokens: tuple[str, ...] = ()
+    end_tokens_named: bool = False
+    """The user named them (`eot_tokens`): they end a turn also where they open the next one."""
     eos_token: str | None = None
     train_on_eos: TrainOn = "turn"
     train_on_eot: TrainOn = "turn"
