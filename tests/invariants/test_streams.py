@@ -66,7 +66,7 @@ CASES = {
     "chat": (talks, "type: chat_template\n    chat_template: chatml"),
     "chat with inputs": (
         talks,
-        "type: chat_template\n    chat_template: chatml\n    train_on_inputs: true\n"
+        "type: chat_template\n    chat_template: qwen3\n    train_on_inputs: true\n"
         "    split_thinking: true",
     ),
     "instructions": (instructions, "type: alpaca"),
