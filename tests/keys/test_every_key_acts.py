@@ -224,12 +224,17 @@ SPLIT = (
     *("--datasets.0.field_thinking", "none"),
     *("--datasets.0.template_thinking_key", "thought"),
 )
+PLAIN = (
+    *CHAT[:4],
+    *("--datasets.0.field_tools", "none"),
+    *("--datasets.0.field_thinking", "none"),
+)
 NO_SYSTEM = (*CHAT, "--datasets.0.field_system", "none")
 CHAT_CASES = [
-    ("chat_template", "zephyr", CHAT[:4]),
-    ("datasets.0.chat_template", "zephyr", CHAT[:4]),
-    ("chat_template_jinja", "chat.jinja", CHAT[:4]),
-    ("datasets.0.chat_template_jinja", "chat.jinja", CHAT[:4]),
+    ("chat_template", "zephyr", PLAIN),
+    ("datasets.0.chat_template", "zephyr", PLAIN),
+    ("chat_template_jinja", "chat.jinja", PLAIN),
+    ("datasets.0.chat_template_jinja", "chat.jinja", PLAIN),
     ("chat_template_kwargs", "{mood: calm}", CHAT),
     ("default_system_message", "Help.", NO_SYSTEM),
     ("eot_tokens", "['~~']", CHAT),
