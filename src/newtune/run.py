@@ -26,6 +26,7 @@ from newtune.model.load import fetch_weights, load_model
 from newtune.model.tokenizer import load_tokenizer, new_token_ids, read_tokenizer
 from newtune.outputs.conversation import answer_ends, stop_ids
 from newtune.outputs.dataset_upload import upload_data
+from newtune.outputs.inputs import Inputs, keep_inputs, require_same_inputs
 from newtune.outputs.load import (
     Loaded,
     Which,
@@ -103,6 +104,11 @@ def train(config: RunConfig) -> RunReport:
     model = load_model(
         plan.model, plan.adapter, tokenizer=tokenizer, new_token_ids=prepared.new_token_ids
     )
+    inputs = Inputs.of(model, plan.model, data)
+    if checkpoint is None:
+        keep_inputs(run_dir.root, inputs)
+    else:
+        require_same_inputs(checkpoint.parent, inputs, source=plan.model.source)
     batches = training_data(prepared)
     trainer = build_trainer(
         plan,

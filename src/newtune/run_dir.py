@@ -4,6 +4,7 @@ output_dir/
   newtune.yaml        the resolved configuration
   plan.json           every derived number with its reason
   environment.json    versions, platform, device
+  inputs.json         digests of base and data, compared when the run is taken up again
   data.json           rows read, dropped, truncated, tokens
   metrics.jsonl       one line per logged step and evaluation
   summary.json        the result in numbers

@@ -1,6 +1,7 @@
 """A run whose base and data come from a hub by id, and what a hub's faults leave behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,32 @@ def test_weights_that_break_off_leave_nothing_and_the_same_command_goes_on(
     hub.breaks.clear()
     again = newtune("train", config)
     assert again.exit_code == 0, again.output
+
+
+def test_a_run_does_not_go_on_with_what_has_moved_on(
+    config: Path, hub: Hub, tmp_path: Path
+) -> None:
+    base, rows = hub.repos["model", "someone/tiny"], hub.repos["dataset", "someone/rows"]
+    for repo in (base, rows):
+        repo.branches["now"] = repo.tags["v1"]
+    given = ("--revision_of_model", "now", "--datasets.0.revision", "now", "--save_steps", "1")
+    first = newtune("train", config, *given)
+    assert first.exit_code == 0, first.output
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    again = newtune("train", config, *given, "--resume")
+    assert again.exit_code == 0, again.output
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+
+    hub.add("someone/tiny", save_tiny_checkpoint(tmp_path / "b", seed=1), branch="now")
+    refused = newtune("train", config, *given, "--resume")
+    assert refused.exit_code == 2, refused.output
+    assert "`someone/tiny`: its weights are not those" in " ".join(refused.output.split())
+
+    base.branches["now"] = base.tags["v1"]
+    changed = hub.files("someone/rows", "v1", kind="dataset")["train.jsonl"].replace(
+        b"Say", b"Sing"
+    )
+    hub.add("someone/rows", {"train.jsonl": changed}, kind="dataset", branch="now")
+    refused = newtune("train", config, *given, "--resume")
+    assert refused.exit_code == 2, refused.output
+    assert "the prepared data are not those" in " ".join(refused.output.split())
