@@ -50,7 +50,7 @@ class RowReader:
 
     def warm_up(self) -> None:
         """Build what is built once, before several threads ask for it at the same time."""
-        _ = self.format, self.encoder.backend
+        _ = self.format, self.encoder.backend, self.encoder.covers_text
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RowReader, (self.type, self.options, self.encoder)

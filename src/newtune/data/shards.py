@@ -10,15 +10,12 @@ shards that are missing; a full disk leaves none that is half.
 import errno
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +23,7 @@ from filelock import FileLock
 
 from newtune.data.build import Limits, RowReader, build_shard
 from newtune.data.counts import Tally
+from newtune.data.shard_workers import start_workers
 from newtune.data.sources import Rows
 from newtune.data.store import StoreFile, is_whole
 from newtune.errors import DataError
@@ -34,8 +32,12 @@ from newtune.logs import logger
 SHARD_ROWS = 4096
 """Rows of a shard, unless the configuration says how many shards there are."""
 
+CORES_FOR_THREADS = 4
+"""Cores that the threads of one process keep busy. Of the work on a row the interpreter does a
+quarter to a third, one thread at a time; the tokenizer does the rest on all cores."""
+
 ROWS_WORTH_PROCESSES = 50_000
-"""From so many rows on, starting processes (seconds) costs less than they save."""
+"""From so many rows on, starting processes (a second each) costs less than they save."""
 
 SAY_PROGRESS_EVERY = 10.0
 """Seconds."""
@@ -174,31 +176,36 @@ def _build(datasets: Sequence[ShardedDataset], jobs: Sequence[Job], processes: i
     """Build shards side by side; the first error in their order ends it."""
     rows = sum(len(datasets[job.dataset].rows_of(job.shard)) for job in jobs)
     if processes is None:
-        processes = _cores() if rows >= ROWS_WORTH_PROCESSES else 1
-    started = said = time.monotonic()
-    executor, build = _executor(datasets, min(processes, len(jobs)))
-    with executor:
-        futures: list[Future[None]] = [executor.submit(build, job) for job in jobs]
+        processes = processes_worth_starting(rows, _cores())
+    with _builder(datasets, min(processes, len(jobs))) as (threads, build):
+        started = said = time.monotonic()
+        executor = ThreadPoolExecutor(threads)
         try:
+            futures: list[Future[None]] = [executor.submit(build, job) for job in jobs]
             for done, future in enumerate(futures, 1):
                 future.result()
                 if time.monotonic() - said > SAY_PROGRESS_EVERY:
                     said = time.monotonic()
                     left = (said - started) / done * (len(jobs) - done)
                     logger.info("Tokenised %d of %d shards, %.0f s left", done, len(jobs), left)
-        except BaseException:
+        finally:
             executor.shutdown(wait=True, cancel_futures=True)
-            raise
+
+
+def processes_worth_starting(rows: int, cores: int) -> int:
+    """Return in how many processes to prepare so many rows; 1: in threads of this one."""
+    return cores if rows >= ROWS_WORTH_PROCESSES and cores > CORES_FOR_THREADS else 1
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _executor(
+@contextmanager
+def _builder(
     datasets: Sequence[ShardedDataset], processes: int
-) -> tuple[Executor, Callable[[Job], None]]:
-    """Return threads of this process, or processes, and what builds a shard there.
+) -> Iterator[tuple[int, Callable[[Job], None]]]:
+    """Yield how many threads build shards, and what builds one: the thread itself or a process.
 
     Two threads let one shard be rendered while the tokenizer, which needs no interpreter lock and
     has its own threads, works on another.
@@ -206,32 +213,7 @@ def _executor(
     if processes < 2:
         for dataset in datasets:
             dataset.reader.warm_up()
-        return ThreadPoolExecutor(2), lambda job: datasets[job.dataset].build(job.shard)
-    pool = ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=_start_worker, initargs=(datasets,)
-    )
-    return pool, _build_in_worker
-
-
-_of_worker: Sequence[ShardedDataset] = ()
-"""What a worker process builds: handed over when it starts, so that a job is two numbers."""
-
-
-def _start_worker(datasets: Sequence[ShardedDataset]) -> None:
-    global _of_worker
-    _of_worker = datasets
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # noqa: TID251 (the library's only switch)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is killed: nothing else would ever tell it."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _build_in_worker(job: Job) -> None:
-    _of_worker[job.dataset].build(job.shard)
+        yield 2, lambda job: datasets[job.dataset].build(job.shard)
+        return
+    with start_workers(datasets, processes) as workers:
+        yield processes, lambda job: workers.build(job.dataset, job.shard)

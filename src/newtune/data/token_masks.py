@@ -9,6 +9,7 @@ costs as much as a third of the encoding, so where tokens are known to cover a t
 in order (`covers_text`), `trained_by_span_ends` asks for the ones at the ends of spans only.
 """
 
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
+from tokenizers.models import BPE
 
 from newtune.data.rendered import Rendered, Span
 
@@ -79,21 +81,26 @@ def trained_by_span_ends(
     return is_trained
 
 
-def covers_text(tokenizer: Mapping[str, Any]) -> bool:
-    """Say of a tokenizer, read from its JSON, whether every byte of a text goes into its tokens.
+def covers_text(tokenizer: Tokenizer) -> bool:
+    """Say of a tokenizer whether every byte of a text goes into its tokens.
 
     So it is when it splits text and looks the bytes up: nothing is taken away and nothing put
     in. Unicode composition (NFC) is, but for texts that are composed already (`_ranges` asks).
     """
-    normalizer, splitter = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
-    splitters = _parts(splitter, "pretokenizers")
+    normalizers = _parts(_description(tokenizer.normalizer), "normalizers")
+    splitters = _parts(_description(tokenizer.pre_tokenizer), "pretokenizers")
     return (
-        (tokenizer.get("model") or {}).get("type") == "BPE"
-        and all(part["type"] == "NFC" for part in _parts(normalizer, "normalizers"))
+        type(tokenizer.model) is BPE
+        and all(part["type"] == "NFC" for part in normalizers)
         and bool(splitters)
         and splitters[-1]["type"] == "ByteLevel"
         and all(_keeps_text(part) for part in splitters)
     )
+
+
+def _description(component: Any) -> Mapping[str, Any] | None:
+    """Return what a tokenizer's JSON says of a component, which is what its pickle holds."""
+    return None if component is None else json.loads(component.__getstate__())
 
 
 def _parts(component: Mapping[str, Any] | None, name: str) -> Sequence[Mapping[str, Any]]:

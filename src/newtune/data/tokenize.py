@@ -1,6 +1,5 @@
 """Rendered text → tokens and labels: whole batches, one pass of the fast tokenizer."""
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
@@ -97,7 +96,7 @@ class TextEncoder:
     @cached_property
     def covers_text(self) -> bool:
         """Whether tokens cover a text without gaps, so that their masks come cheaper."""
-        return covers_text(json.loads(self.backend_json))
+        return covers_text(self.backend)
 
     def encode(self, rendered: Sequence[Rendered]) -> TokenBatch:
         """Tokenise texts and label their trained characters."""

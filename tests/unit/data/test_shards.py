@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from newtune.data import counts, shards
-from newtune.data.shards import shard_counts
+from newtune.data.shards import processes_worth_starting, shard_counts
 from newtune.errors import DataError
 from prepared import prepare, questions, write_rows
 
@@ -199,6 +199,14 @@ def test_worker_processes_give_what_threads_give(tmp_path):
     assert together.shards_built == 3
     assert alone.counts == together.counts
     assert contents(alone) == contents(together)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cores", "processes"),
+    [(49_999, 64, 1), (50_000, 64, 64), (50_000, 4, 1), (50_000, 5, 5)],
+)
+def test_processes_are_started_for_many_rows_on_many_cores(rows, cores, processes):
+    assert processes_worth_starting(rows, cores) == processes
 
 
 def test_an_error_in_a_worker_process_names_the_row(tmp_path):
