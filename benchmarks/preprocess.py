@@ -1,7 +1,8 @@
 """Preparing a dataset beside the raw tokenizer and beside other trainers, on the same texts.
 
     python benchmarks/preprocess.py [--rows 6000] [--repeats 5] [--gsm8k train.jsonl]
-                                    [--trl-python PYTHON] [--turns 2,8,32] [--memory-rows 1000000]
+                                    [--trl-python PYTHON] [--axolotl-python PYTHON]
+                                    [--turns 2,8,32] [--memory-rows 1000000]
 
 Every path is a process of its own on all cores, started and warmed up before the clock runs; they
 take turns, file by file, so that what else the machine does falls on all of them. `raw` encodes
@@ -119,6 +120,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gsm8k", type=Path, help="train.jsonl of GSM8K, prepared as chat")
     parser.add_argument("--tokenizer", type=Path, default=DEFAULT_TOKENIZER)
     parser.add_argument("--trl-python", help="Python of an environment that has trl")
+    parser.add_argument("--axolotl-python", help="Python of an environment that has axolotl")
     parser.add_argument("--turns", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--memory-rows", type=int, help="two-turn rows, for the peak memory")
     parser.add_argument("--work", type=Path, help="where files of the benchmark lie meanwhile")
@@ -152,6 +154,9 @@ def start_all(given: argparse.Namespace, work: Path) -> list[Preparer]:
     ]
     if given.trl_python:
         paths.append(Preparer.start("trl", given.trl_python, "trl_data.py", *common, MARKED))
+    if given.axolotl_python:
+        python = given.axolotl_python
+        paths.append(Preparer.start("axolotl", python, "axolotl_data.py", *common, TEMPLATE))
     warm_up = write_conversations(work / "warm_up.jsonl", WARM_UP_ROWS, seed=SEED + 1)
     for path in paths:
         path.prepare(warm_up)
