@@ -24,6 +24,7 @@ from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import fetch_weights, load_model
 from newtune.model.tokenizer import load_tokenizer, new_token_ids, read_tokenizer
+from newtune.outputs.base_files import open_base
 from newtune.outputs.conversation import answer_ends, stop_ids
 from newtune.outputs.dataset_upload import upload_data
 from newtune.outputs.inputs import Inputs, keep_inputs, require_same_inputs
@@ -158,7 +159,9 @@ def merge(
         data.evaluation or data.train,
         source="held-out rows" if data.evaluation else "training rows (none are held out)",
         base_source=plan.model.source,
+        open_base=partial(open_base, plan.model, tokenizer),
         load_to_merge=partial(load, dequantized=True) if quantization else None,
+        adapter_dtype=plan.model.precision.trained_weights,
         base_bits=quantization.bits if quantization else None,
         dtype=dtype
         or plan.output.merged_dtype

@@ -1,8 +1,10 @@
 """Fold an adapter into its base, write the result, and prove that it is what was trained.
 
-The base is loaded as the training saw it (same dtype, same dequantisation), because that is the
-model the adapter corrects; each adapted weight is widened to float32, the adapter added, and the
-sum rounded once to the dtype of the result. The folder appears only when the proof holds.
+Where the base's files allow it this goes shard by shard (`merge_shards.py`), else over the whole
+model in memory; both take the same sums. The base is taken as the training saw it (same dtype,
+same dequantisation), because that is the model the adapter corrects; each adapted weight is
+widened to float32, the adapter added, and the sum rounded once to the dtype of the result. The
+folder appears only when the proof holds.
 """
 
 import warnings
@@ -19,16 +21,21 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from newtune.errors import ExportError, ModelError
-from newtune.logs import logger
+from newtune.logs import logger, notice
+from newtune.outputs.base_files import BaseFiles
 from newtune.outputs.base_identity import identify_base
+from newtune.outputs.merge_shards import merge_shards
 from newtune.outputs.save import (
     ADAPTER_CONFIG,
     TOKENIZER_BYTES,
+    Written,
     read_manifest,
+    require_whole_model,
     write_manifest,
     write_model,
     write_tokenizer,
 )
+from newtune.outputs.shards import NeedsWholeModel
 from newtune.outputs.staging import damaged_files, move_folder, require_space, staging_folder
 from newtune.outputs.verify import (
     VERIFICATION,
@@ -58,7 +65,9 @@ def merge_adapter(
     *,
     base_source: str,
     dtype: Dtype,
+    open_base: Callable[[], BaseFiles] | None = None,
     load_to_merge: Callable[[], PeftModel] | None = None,
+    adapter_dtype: Dtype = "float32",
     base_bits: int | None = None,
     source: str = "held-out rows",
     overwrite: bool = False,
@@ -67,9 +76,11 @@ def merge_adapter(
     """Merge the adapter at the root of a run's folder into `merged/`, verified.
 
     `load_trained` gives base + adapter as `load.load_trained` does; it is called once, after
-    the cheap refusals. `load_to_merge` gives the same over ordinary layers, for a base stored in
-    `base_bits`, whose own layers cannot take the adapter in. `keep` keeps a merged model that
-    fails its proof, marked as such, instead of removing it (the call raises either way).
+    the cheap refusals, and once more where the base cannot be merged shard by shard from the
+    files that `open_base` opens. `load_to_merge` then gives the same over ordinary layers, for
+    a base stored in `base_bits`, whose own layers cannot take the adapter in. `keep` keeps a
+    merged model that fails its proof, marked as such, instead of removing it (the call raises
+    either way).
 
     Raises:
         ExportError: there is no adapter to merge; it belongs to another base; merged/ exists
@@ -78,20 +89,20 @@ def merge_adapter(
     require_mergeable(run_dir, base_source=base_source, overwrite=overwrite)
     trained = load_trained()
     require_same_base(trained, run_dir.root, base_source=base_source)
-    reference = read_reference(trained, examples, source=source)
-    attention = trained.config._attn_implementation
-    if load_to_merge is not None:
-        del trained
-        trained = load_to_merge()
-    model = merge_layers(trained, dtype)
-    del trained
-    needed = model.num_parameters() * getattr(torch, dtype).itemsize
-    require_space(run_dir.root, needed + TOKENIZER_BYTES)
-    with staging_folder(run_dir.root) as stage:
-        written = write_model(model, stage, dtype=None)
+    width = getattr(torch, dtype).itemsize
+    require_space(run_dir.root, trained.num_parameters() * width + TOKENIZER_BYTES)
+    attention, device = trained.config._attn_implementation, trained.device
+    with staging_folder(run_dir.root) as kept, staging_folder(run_dir.root) as stage:
+        reference = read_reference(trained, examples, source=source, folder=kept)
+        del trained  # from here on, one shard; for the comparison, one model
+        written = None
+        if open_base is not None:
+            written = _write_by_shard(open_base, run_dir.root, stage, dtype, adapter_dtype)
+        if written is None:
+            model = merge_layers((load_to_merge or load_trained)(), dtype)
+            written = write_model(model, stage, dtype=None)
+            del model
         write_tokenizer(tokenizer, stage)
-        device = model.device
-        del model
         merged = _load_written(stage, dtype, attention=attention, device=device)
         report = compare_merged(reference, merged, dtype=dtype, base_bits=base_bits)
         write_json(stage / VERIFICATION, report.as_dict())
@@ -100,6 +111,20 @@ def merge_adapter(
             move_folder(stage, run_dir.merged)
     _require_passed(report, run_dir.merged, keep=keep)
     return Merged(run_dir.merged, report, written.parameters)
+
+
+def _write_by_shard(
+    open_base: Callable[[], BaseFiles], adapter: Path, stage: Path, dtype: Dtype, stored: Dtype
+) -> Written | None:
+    """Write the merged weights shard by shard, or say why not and leave `stage` empty."""
+    try:
+        model = merge_shards(open_base(), adapter, stage, dtype=dtype, adapter_dtype=stored)
+    except NeedsWholeModel as reason:
+        notice(f"the whole base is loaded to merge, not one shard at a time: {reason}")
+        for path in stage.iterdir():
+            path.unlink()
+        return None
+    return Written(require_whole_model(type(model), stage), dtype)
 
 
 def require_mergeable(run_dir: RunDir, *, base_source: str, overwrite: bool) -> None:
@@ -182,7 +207,7 @@ def merge_layers(trained: PeftModel, dtype: Dtype) -> PreTrainedModel:
         base = module.get_base_layer().to(torch.float32)
         try:
             module.merge(safe_merge=True)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise ModelError(f"the adapter cannot be merged: {error}") from error
         base.to(target)
     with warnings.catch_warnings():

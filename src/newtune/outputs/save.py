@@ -122,7 +122,7 @@ def write_model(model: PreTrainedModel, stage: Path, *, dtype: Dtype | None) -> 
         config = copy.deepcopy(model.config)
         config.dtype = dtype
         config.save_pretrained(stage)
-    return Written(_require_whole_model(type(model), stage), dtype or _name(model.dtype))
+    return Written(require_whole_model(type(model), stage), dtype or _name(model.dtype))
 
 
 def write_tokenizer(
@@ -184,7 +184,7 @@ def _write_adapter(model: PeftModel, stage: Path) -> Written:
     return Written(parameters, _name(next(iter(expected.values())).dtype))
 
 
-def _require_whole_model(model_class: type[PreTrainedModel], stage: Path) -> int:
+def require_whole_model(model_class: type[PreTrainedModel], stage: Path) -> int:
     """Ask transformers whether the folder gives every parameter of the model, in its shape."""
     # With `output_loading_info` it returns a pair, which its signature does not say.
     loaded, report = cast(

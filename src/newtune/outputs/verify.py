@@ -11,9 +11,10 @@ merging and rounding did to the weights, and not the noise of 16-bit arithmetic.
 predictions of the trained tokens (teacher-forced): that is where the adapter was taught to differ.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,7 +33,7 @@ from newtune.types import IGNORE_INDEX, Example
 VERIFICATION = "verification.json"
 
 KEPT_LOGITS_BYTES = 512 << 20
-"""Memory for the logits of adapter and base while the merged model loads."""
+"""Room, on the disk of the run, for the logits of adapter and base while the merged model loads."""
 
 MOST_POSITIONS = 640
 """Predictions compared in all: six unequal ones still pass 99 %, and a model of 135M parameters on
@@ -137,9 +138,24 @@ class Reference:
     """What base + adapter and the bare base predict, kept while the merged model is loaded."""
 
     examples: tuple[Example, ...]
-    adapter: list[Float[Tensor, "positions vocab"]]
-    base: list[Float[Tensor, "positions vocab"]]
+    adapter: Iterable[Float[Tensor, "positions vocab"]]
+    base: Iterable[Float[Tensor, "positions vocab"]]
     source: str
+
+
+class KeptLogits:
+    """Logits written to a folder, read back one batch at a time."""
+
+    def __init__(self, folder: Path, name: str, batches: Iterable[Tensor]) -> None:
+        self.files: list[Path] = []
+        for number, logits in enumerate(batches):
+            self.files.append(folder / f"{name}-{number}.npy")
+            np.save(self.files[-1], logits.numpy())
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the batches in order."""
+        for file in self.files:
+            yield torch.from_numpy(np.load(file))
 
 
 def verify_merge(
@@ -164,9 +180,15 @@ def verify_merge(
 
 
 def read_reference(
-    trained: PeftModel, examples: Examples, *, source: str = "held-out rows"
+    trained: PeftModel,
+    examples: Examples,
+    *,
+    source: str = "held-out rows",
+    folder: Path | None = None,
 ) -> Reference:
-    """Return what base + adapter and the bare base predict for as many rows as memory is given to.
+    """Return what base + adapter and the bare base predict for as many rows as room is given to.
+
+    The logits lie in `folder`, without one in memory.
 
     Raises:
         ExportError: no row has a trained token to compare.
@@ -179,10 +201,14 @@ def read_reference(
             f"the merge cannot be verified: no trained token among the {len(examples)} {source}. "
             "Give rows to compare on (`val_set_size` or `test_datasets`)."
         )
-    adapter = list(trained_logits(trained, chosen))
+    adapter = _kept(trained_logits(trained, chosen), folder, "adapter")
     with trained.disable_adapter():
-        base = list(trained_logits(trained, chosen))
+        base = _kept(trained_logits(trained, chosen), folder, "base")
     return Reference(tuple(chosen), adapter, base, source)
+
+
+def _kept(batches: Iterator[Tensor], folder: Path | None, name: str) -> Iterable[Tensor]:
+    return list(batches) if folder is None else KeptLogits(folder, name, batches)
 
 
 def compare_merged(
