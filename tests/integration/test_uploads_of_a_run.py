@@ -1,6 +1,8 @@
 """Uploads while a run trains: every strategy, what loads and resumes there, what may fail."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -308,3 +310,26 @@ def test_preprocess_uploads_prepared_data_too(config: Path, mine: Hub) -> None:
         assert done.exit_code == 0, done.output
     assert not mine.repos["dataset", "me/rows"].private
     assert mine.titles("me/rows", kind="dataset") == ["initial commit", "Upload prepared data"]
+
+
+def test_a_run_that_is_stopped_uploads_its_last_checkpoint(config: Path, mine: Hub) -> None:
+    metrics = config.parent / "run" / "metrics.jsonl"
+
+    ended = threading.Event()
+
+    def stop_after_a_step() -> None:
+        while not ended.wait(0.02):
+            if metrics.is_file() and '"loss"' in metrics.read_text():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=stop_after_a_step)
+    thread.start()
+    given = ("--max_steps", "200", "--save_steps", "200", "--hub_strategy", "checkpoint")
+    done = newtune("train", config, *given)
+    ended.set()
+    thread.join()
+    assert done.exit_code == 130, done.output
+    (kept,) = config.parent.glob("run/checkpoint-*")
+    manifest = (kept / "manifest.json").read_bytes()
+    assert mine.files("me/model")["last-checkpoint/manifest.json"] == manifest
