@@ -1,5 +1,6 @@
 """Uploads while a run trains: every strategy, what loads and resumes there, what may fail."""
 
+import errno
 import json
 import os
 import signal
@@ -333,3 +334,16 @@ def test_a_run_that_is_stopped_uploads_its_last_checkpoint(config: Path, mine: H
     (kept,) = config.parent.glob("run/checkpoint-*")
     manifest = (kept / "manifest.json").read_bytes()
     assert mine.files("me/model")["last-checkpoint/manifest.json"] == manifest
+
+
+def test_a_disk_too_full_to_set_a_checkpoint_aside_ends_no_run(
+    config: Path, mine: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link_files(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("newtune.outputs.uploads.link_files", link_files)
+    done = newtune("train", config, "--hub_strategy", "every_save")
+    assert done.exit_code == 2
+    assert "step 2: could not be set aside: [Errno 28] No space left on device" in done.output
+    assert mine.titles("me/model") == ["initial commit", "Upload the adapter of a newtune run"]

@@ -83,7 +83,7 @@ def _reachable_commit(source: Source) -> str | None:
         return None
     try:
         return HfApi().dataset_info(source.path, revision=source.revision).sha
-    except HubError as error:
+    except (HubError, OSError, ValueError) as error:
         if is_unreachable(error):
             return None
         with _in_words(source):

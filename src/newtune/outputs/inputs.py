@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from newtune.data.prepare import PreparedData
 from newtune.data.stream.prepare import StreamedData
+from newtune.distributed.world import World
 from newtune.errors import DataError, ModelError
 from newtune.logs import logger
 from newtune.outputs.base_identity import identify_base
@@ -47,8 +48,9 @@ class Inputs:
 
 
 def keep_inputs(folder: Path, inputs: Inputs) -> None:
-    """Write down what a run begins with."""
-    write_json(folder / INPUTS, asdict(inputs))
+    """Write down what a run begins with; the first process does."""
+    if World.current().rank == 0:
+        write_json(folder / INPUTS, asdict(inputs))
 
 
 def require_same_inputs(folder: Path, now: Inputs, *, source: str) -> None:

@@ -52,6 +52,11 @@ class UploadQueue:
             while self._running:
                 self._changed.wait()
 
+    def note(self, problem: str) -> None:
+        """Keep what went wrong, and say so at once."""
+        self.problems.append(problem)
+        logger.warning("upload failed, the run goes on: %s", problem)
+
     def _skip(self) -> None:
         skipped = [upload for upload in self._waiting if upload.may_be_skipped]
         self._waiting = deque(upload for upload in self._waiting if not upload.may_be_skipped)
@@ -67,10 +72,10 @@ class UploadQueue:
                 ended = True
             except (ExportError, OSError) as error:
                 ended = True
-                self._note(f"{upload.label}: {error}")
+                self.note(f"{upload.label}: {error}")
             finally:
                 if not ended:  # a fault of newtune's; its traceback is printed by the thread
-                    self._note(f"{upload.label}: the upload ended unexpectedly")
+                    self.note(f"{upload.label}: the upload ended unexpectedly")
                     self._stop()
                 upload.clear()
 
@@ -86,7 +91,3 @@ class UploadQueue:
         with self._changed:
             self._running = False
             self._changed.notify_all()
-
-    def _note(self, problem: str) -> None:
-        self.problems.append(problem)
-        logger.warning("upload failed, the run goes on: %s", problem)

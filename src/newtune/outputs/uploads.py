@@ -28,13 +28,15 @@ from transformers import (
 )
 
 from newtune.distributed.world import World
+from newtune.errors import ExportError
 from newtune.hub import Repository
 from newtune.logs import notice
 from newtune.outputs.card import CARD, card_of_run
 from newtune.outputs.publish import Change, commit, listed_files, open_repository
 from newtune.outputs.report import read_report
 from newtune.outputs.result_files import left_behind, result_kind
-from newtune.outputs.save import write_tokenizer
+from newtune.outputs.save import TOKENIZER_BYTES, write_tokenizer
+from newtune.outputs.staging import require_space
 from newtune.outputs.upload import collect_result, upload_result
 from newtune.outputs.upload_queue import Upload, UploadQueue
 from newtune.plan.parts import HubPlan, Plan
@@ -87,7 +89,12 @@ class Uploads:
         shutil.rmtree(folder, ignore_errors=True)
         places = {"checkpoint": LAST_CHECKPOINT, "all_checkpoints": checkpoint.name}
         place = places.get(hub.strategy)
-        self._set_aside(checkpoint, folder, whole=place is not None)
+        try:
+            self._set_aside(checkpoint, folder, whole=place is not None)
+        except (ExportError, OSError) as error:  # a full disk: the checkpoint itself is written
+            shutil.rmtree(folder, ignore_errors=True)
+            self._queue.note(f"step {step}: could not be set aside: {error}")
+            return
         self._queue.add(
             Upload(
                 label=f"step {step}",
@@ -134,6 +141,7 @@ class Uploads:
 
     def _set_aside(self, checkpoint: Path, folder: Path, *, whole: bool) -> None:
         """Keep a checkpoint's files, and beside them the tokenizer and the card of this moment."""
+        require_space(self._aside, TOKENIZER_BYTES)
         if whole:
             link_files(checkpoint.rglob("*"), checkpoint, folder / "checkpoint")
         model = folder / "model"

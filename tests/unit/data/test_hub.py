@@ -145,6 +145,7 @@ def test_a_gated_dataset_says_where_to_accept_and_whose_token_it_was(hub: Hub, m
         ({"path": "someone/row"}, "has no dataset `someone/row`.*Did you mean `someone/rows`"),
         ({"path": "other/rows"}, "has no dataset.*Did you mean `someone/rows`"),
         ({"path": "nobody/nothing-like-it"}, "has no dataset.*Check the spelling"),
+        ({"path": "my rows"}, "written with `./` in front|is no hub id"),
         ({"revision": "v1.0"}, "no revision `v1.0`.*It has: main, dev, v1.*Did you mean `v1`"),
         ({"name": "al"}, "'al' not found. Available: .*'all', 'few'"),
         ({"name": "all", "split": "tests"}, r'Unknown split "tests".*train.*test'),
