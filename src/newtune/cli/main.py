@@ -82,6 +82,26 @@ def merge(
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
+def export(
+    context: typer.Context,
+    run: ConfigOrFolder,
+    *,
+    form: Annotated[str, typer.Option("--format", help="gguf.")] = "gguf",
+    dtype: Annotated[
+        str | None, typer.Option(help="f32, f16, bf16 or q8_0. Empty: that of the weights.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Empty: beside the model's folder.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier file.")
+    ] = False,
+) -> None:
+    """Write the merged or whole model as one file for other programs (GGUF)."""
+    call("export", run, context.args, form=form, dtype=dtype, to=to, overwrite=overwrite)
+
+
+@app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
 def upload(
     context: typer.Context,
     run: ConfigOrFolder,

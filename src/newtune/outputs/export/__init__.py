@@ -1,0 +1,1 @@
+"""Whole models in the formats of other programs: families, tokenizers and the file itself."""
