@@ -1,11 +1,12 @@
 """A GGUF file is the model: transformers reads the same tokens and, within the dtype, logits."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, dequantize
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -17,6 +18,7 @@ from transformers import (
 
 from newtune.cli.main import main
 from newtune.errors import ExportError
+from newtune.model.tokenizer import read_tokenizer
 from newtune.outputs.export.gguf_file import export_gguf
 from newtune.outputs.export.rope import rope_factors
 from newtune.outputs.export.tokenizer import split_name, tokenizer_metadata
@@ -230,7 +232,9 @@ def test_the_tokens_of_texts_read_back(tmp_path, kind):
     assert header.get("tokenizer.ggml.pre") == (None if pieces else kind)
     if pieces:
         assert header["tokenizer.ggml.add_space_prefix"] is (family != "gemma2")
-        assert header["tokenizer.ggml.token_type"].count(6) == 256
+        types = header["tokenizer.ggml.token_type"]
+        assert types.count(6) == 256
+        assert [place for place, kind in enumerate(types) if kind == 2] == [tokenizer.unk_token_id]
     assert len(header["tokenizer.ggml.tokens"]) == 384
     assert (again.bos_token, again.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)
     assert again.chat_template == tokenizer.chat_template
@@ -254,7 +258,7 @@ def test_the_header_says_what_begins_ends_and_fills(tmp_path):
     assert header["ggml.eot_token_id"] == 5  # the template ends a turn with <|im_end|>
     assert header["ggml.add_bos_token"] is False
     assert header["ggml.tokens"][384:] == [f"[PAD{index}]" for index in range(384, 390)]
-    assert header["ggml.token_type"][:6] == [2, 3, 3, 3, 3, 3]
+    assert header["ggml.token_type"][:6] == [3] * 6
     assert set(header["ggml.token_type"][384:]) == {5}
     assert header["chat_template"] == tokenizer.chat_template
 
@@ -356,6 +360,34 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path):
     with pytest.raises(ExportError, match="too large for float16: take bf16"):
         export_gguf(tmp_path / "model", tmp_path / "x.gguf", dtype="f16", name="tiny")
     assert not (tmp_path / "x.gguf").exists()
+
+
+REAL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_file(), reason="`make quickstart` fetches the model")
+def test_a_file_made_by_llama_cpp_comes_out_as_it_went_in(tmp_path):
+    """Read by transformers, written by newtune: every tensor and every key of the original."""
+    model = AutoModelForCausalLM.from_pretrained(
+        REAL.parent,
+        gguf_file=REAL.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(tmp_path / "model")
+    read_tokenizer(str(REAL)).save_pretrained(tmp_path / "model")
+    exported = export_gguf(tmp_path / "model", tmp_path / "x.gguf", dtype="f32", name="x")
+    original, written = GGUFReader(REAL), GGUFReader(exported.file)
+    found = {tensor.name: tensor.data for tensor in written.tensors}
+    assert found.keys() == {tensor.name for tensor in original.tensors}
+    for tensor in original.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(found[tensor.name], values, err_msg=tensor.name)
+    header, expected = fields(exported.file), fields(REAL)
+    said = [key for key in expected if key.startswith(("llama.", "tokenizer."))]
+    other = {key for key in said if header.get(key) != expected[key]}
+    assert other == {"tokenizer.ggml.add_space_prefix"}  # nothing that byte-level BPE reads
 
 
 def call(monkeypatch, *words):

@@ -1,8 +1,11 @@
 """Merged shard by shard = merged by PEFT over the whole model, bit for bit."""
 
+import json
 import warnings
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -10,9 +13,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from newtune.model.load import load_base
 from newtune.outputs.base_files import open_base
+from newtune.outputs.merge import merge_adapter
 from newtune.outputs.merge_shards import merge_shards
 from newtune.outputs.shards import NeedsWholeModel, weight_files
 from newtune.plan.parts import ModelPlan, PrecisionPlan, QuantizationPlan
+from newtune.run_dir import RunDir
+from newtune.types import Example
 from tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
 ADAPTERS = {
@@ -77,7 +83,7 @@ def reference(base, adapter, dtype) -> dict:
 
     A LoRA on one of two tied matrices corrects that one, so they are set apart before.
     """
-    targets = set(LoraConfig.from_pretrained(str(adapter)).target_modules)
+    targets = set(LoraConfig.from_pretrained(str(adapter)).target_modules or ())
     if base.config.tie_word_embeddings and targets & {"lm_head", "embed_tokens", "wte"}:
         head = base.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
@@ -216,3 +222,60 @@ def test_bin_gguf_and_remote_code_are_not_taken_by_shard(tmp_path):
     (base / "model.safetensors").rename(base / "other.safetensors")
     with pytest.raises(NeedsWholeModel, match=r"no model\*\.safetensors"):
         open_base(plan(base), tiny_tokenizer())
+
+
+def test_a_base_on_a_hub_is_merged_from_its_cache(tmp_path, hub):
+    hub.add("someone/tiny", write_base(tmp_path / "base"), tag="v1")
+    hub.add("someone/tiny", {"model.safetensors.index.json": b"not what is asked for"})
+    train(tiny_model(), tmp_path / "adapter", target_modules=["q_proj"])
+    expected = reference(tiny_model(), tmp_path / "adapter", torch.float32)
+    found = by_shard("someone/tiny", tmp_path / "adapter", tmp_path / "out", revision="v1")
+    assert_equal(found, expected)
+
+
+def test_files_quantised_otherwise_are_not_taken_by_shard(tmp_path):
+    base = save_tiny_checkpoint(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NeedsWholeModel, match="quantised by gptq"):
+        open_base(plan(base), tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "whole"),
+    [
+        ("llama", {"target_modules": ["q_proj", "v_proj"]}, False),
+        ("mixtral", {"target_parameters": ["mlp.experts.down_proj"], "target_modules": []}, True),
+    ],
+    ids=["by shard", "adapted experts: whole"],
+)
+def test_both_ways_end_in_the_same_proof(tmp_path, caplog, family, options, whole):
+    """The whole base is loaded, with a notice, where it cannot be taken layer by layer."""
+    base = write_base(tmp_path / "base", family)
+    train(tiny_model(family), tmp_path / "run", **options)
+    loads = []
+
+    def load():
+        loads.append(family)
+        return PeftModel.from_pretrained(tiny_model(family), tmp_path / "run")
+
+    ids = np.random.default_rng(0).integers(6, 384, (4, 24), dtype=np.int32)
+    caplog.set_level("INFO")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = merge_adapter(
+            load,
+            tiny_tokenizer(),
+            RunDir(tmp_path / "run"),
+            [Example(row, row) for row in ids],
+            base_source="",
+            dtype="float32",
+            open_base=partial(open_base, plan(base), tiny_tokenizer()),
+        )
+    assert merged.report.passed
+    assert len(loads) == (2 if whole else 1)
+    assert ("the whole base is loaded to merge" in caplog.text) is whole
+    loaded = AutoModelForCausalLM.from_pretrained(merged.folder).state_dict()
+    assert_equal(loaded, reference(tiny_model(family), tmp_path / "run", torch.float32))
+    assert not list((tmp_path / "run").glob(".*"))

@@ -82,7 +82,8 @@ def empty_model(plan: ModelPlan) -> PreTrainedModel:
     """Return the base's architecture on the meta device.
 
     Raises:
-        NeedsWholeModel: its code comes with the checkpoint.
+        NeedsWholeModel: its code comes with the checkpoint; weights quantised otherwise than by
+            bitsandbytes.
     """
     if plan.trust_remote_code:
         raise NeedsWholeModel("its code comes with the checkpoint")
@@ -92,7 +93,11 @@ def empty_model(plan: ModelPlan) -> PreTrainedModel:
         trust_remote_code=False,
         overrides=plan.config_overrides,
     )
-    if hasattr(config, "quantization_config"):
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None:
+        method = stored["quant_method"]
+        if plan.quantization is None or method != "bitsandbytes":
+            raise NeedsWholeModel(f"its files hold weights quantised by {method}")
         del config.quantization_config
     builder = model_builder(plan.model_class)
     # _from_config: the door that AutoModel's from_config uses itself

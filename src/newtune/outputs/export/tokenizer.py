@@ -69,7 +69,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary
     backend: Any = tokenizer.backend_tokenizer
     content = json.loads(backend.to_str())
     model = content["model"]
-    tokens, types = _tokens(tokenizer, rows)
+    tokens, types = _tokens(tokenizer, rows, pieces=not _is_byte_level(content))
     if model["type"] == "Unigram":
         scores = [float(score) for _, score in model["vocab"]]
         scores += [0.0] * (len(tokens) - len(scores))
@@ -109,7 +109,9 @@ def split_name(content: Mapping[str, Any]) -> str:
     )
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], list[int]]:
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, rows: int, *, pieces: bool
+) -> tuple[list[str], list[int]]:
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     if by_id and max(by_id) >= rows:
         raise ExportError(
@@ -122,7 +124,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], l
     for index in range(rows):
         token = by_id.get(index)
         tokens.append(f"[PAD{index}]" if token is None else token)
-        types.append(int(_token_type(index, token, tokenizer, special, added)))
+        types.append(int(_token_type(index, token, tokenizer, special, added, pieces=pieces)))
     return tokens, types
 
 
@@ -132,16 +134,15 @@ def _token_type(
     tokenizer: PreTrainedTokenizerBase,
     special: set[int],
     added: Mapping[int, Any],
+    *,
+    pieces: bool,
 ) -> TokenType:
+    """Return what a token is; only in SentencePiece's vocabularies one stands for the unknown."""
     if token is None:
         return TokenType.UNUSED
     if BYTE.fullmatch(token):
         return TokenType.BYTE
-    if index == tokenizer.unk_token_id and index not in (
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    ):
+    if pieces and index == tokenizer.unk_token_id:
         return TokenType.UNKNOWN
     if index in special or (index in added and added[index].special):
         return TokenType.CONTROL
