@@ -18,6 +18,7 @@ ODD = {
     "no header": "{{ m.content }}<|im_end|>",
     "one header": "Say: [{{ m.content }}]</s>",
     "ends on both sides": "<|im_end|>{{ m.content }} {{ m.role }}<|im_end|>",
+    "end opens the next": "<|im_end|>{{ m.role }}: {{ m.content }}",
     "end in one": "{{ m.role }}: {{ m.content }}{{ '</s>' if loop.last }}",
 }
 PROMPT = "{% if add_generation_prompt %}Say: {% endif %}"

@@ -32,6 +32,10 @@ from newtune.logs import logger
 SHARD_ROWS = 4096
 """Rows of a shard, unless the configuration says how many shards there are."""
 
+THREADS = 3
+"""Shards built at a time in one process: with two, both are rendered at once too often, and the
+tokenizer waits."""
+
 CORES_FOR_THREADS = 4
 """Cores that the threads of one process keep busy. Of the work on a row the interpreter does a
 quarter to a third, one thread at a time; the tokenizer does the rest on all cores."""
@@ -207,13 +211,13 @@ def _builder(
 ) -> Iterator[tuple[int, Callable[[Job], None]]]:
     """Yield how many threads build shards, and what builds one: the thread itself or a process.
 
-    Two threads let one shard be rendered while the tokenizer, which needs no interpreter lock and
-    has its own threads, works on another.
+    Threads let one shard be rendered while the tokenizer, which needs no interpreter lock and has
+    its own threads, works on others.
     """
     if processes < 2:
         for dataset in datasets:
             dataset.reader.warm_up()
-        yield 2, lambda job: datasets[job.dataset].build(job.shard)
+        yield THREADS, lambda job: datasets[job.dataset].build(job.shard)
         return
     with start_workers(datasets, processes) as workers:
         yield processes, lambda job: workers.build(job.dataset, job.shard)

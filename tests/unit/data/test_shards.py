@@ -145,7 +145,7 @@ def test_a_killed_preparation_goes_on_with_what_is_whole(tmp_path):
     process = start(tmp_path, kill_after=3)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
-    # whole is what has its counts beside it; two threads build, so one of them may be on the way
+    # whole is what has its counts beside it; several threads build, so some may be on the way
     whole = [path for path in files(tmp_path) if path.with_suffix(".json").is_file()]
     assert 1 <= len(whole) <= 3
     before = {path: path.stat().st_mtime_ns for path in whole}
