@@ -82,10 +82,10 @@ class Preparer:
         self.process.wait()
 
     def _read(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name}: ended with status {self.process.wait()}")
-        return json.loads(line)
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries print while they are imported
+                return json.loads(line)
+        raise SystemExit(f"{self.name}: ended with status {self.process.wait()}")
 
 
 def main() -> None:

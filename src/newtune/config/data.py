@@ -222,7 +222,7 @@ class DataSection(Section):
     """Which piece of the merged data to use, counted from 0. Needs `dataset_shard_num`."""
     dataset_num_proc: Positive | None = None
     """Processes that tokenise; 1: threads of the run's own process. Empty: as many as the machine
-    has cores, when there are rows enough to be worth their start."""
+    has cores, when these are more than four and there are rows enough to be worth their start."""
     dataset_keep_in_memory: bool | None = None
     """Hold the data in memory while it is prepared."""
     dataset_exact_deduplication: bool = False
