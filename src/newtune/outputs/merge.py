@@ -25,6 +25,7 @@ from newtune.logs import logger, notice
 from newtune.outputs.base_files import BaseFiles
 from newtune.outputs.base_identity import identify_base
 from newtune.outputs.merge_shards import merge_shards
+from newtune.outputs.predictions import Examples
 from newtune.outputs.save import (
     ADAPTER_CONFIG,
     TOKENIZER_BYTES,
@@ -39,7 +40,6 @@ from newtune.outputs.shards import NeedsWholeModel
 from newtune.outputs.staging import damaged_files, move_folder, require_space, staging_folder
 from newtune.outputs.verify import (
     VERIFICATION,
-    Examples,
     MergeReport,
     compare_merged,
     read_reference,

@@ -7,15 +7,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from newtune.errors import ExportError
 from newtune.outputs.merge import merge_layers
-from newtune.outputs.verify import (
+from newtune.outputs.predictions import (
     POSITIONS_PER_ROW,
-    MergeReport,
     choose_examples,
-    compare_merged,
     float32_arithmetic,
     predicting,
-    read_reference,
     trained_logits,
+)
+from newtune.outputs.verify import (
+    MergeReport,
+    compare_merged,
+    read_reference,
     verify_merge,
 )
 from newtune.types import IGNORE_INDEX, Example
