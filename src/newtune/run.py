@@ -18,7 +18,7 @@ from newtune.data.stream.prepare import StreamedData, prepare_stream
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, DataError, ExportError, Problem
 from newtune.logs import notice
-from newtune.model.adapters import check_adapter
+from newtune.model.adapters import read_adapter
 from newtune.model.facts import read_model_facts
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
@@ -42,7 +42,7 @@ from newtune.outputs.report import RunReport, report_run, report_uploads
 from newtune.outputs.save import save_final, with_template
 from newtune.outputs.uploads import open_uploads
 from newtune.plan.parts import Dtype, ModelFacts, Plan
-from newtune.plan.plan import make_plan, plan_as_dict, plan_model_side
+from newtune.plan.plan import ModelSide, make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
 from newtune.training.build import build_trainer
 from newtune.training.evaluation import (
@@ -203,7 +203,7 @@ def load_for_inference(config: RunConfig, *, which: Which | None = None) -> Load
     run_dir = RunDir(Path(config.output.output_dir))
     choose_result(run_dir, which)
     world = World.current()
-    side = plan_model_side(config, world, model_facts(config))
+    side = model_side(config, world)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     if (run_dir.root / "tokenizer_config.json").is_file():
         tokenizer = read_tokenizer(str(run_dir.root))
@@ -244,8 +244,7 @@ def _answers(
 def prepare(config: RunConfig) -> Prepared:
     """Tokenise the data and make the plan; no weights are loaded, errors come early."""
     world = World.current()
-    side = plan_model_side(config, world, model_facts(config))
-    check_adapter(side.adapter)
+    side = model_side(config, world)
     check_optimizer(config.training.optimizer)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     if side.family == "mistral":
@@ -258,6 +257,13 @@ def prepare(config: RunConfig) -> Prepared:
     check_schedule(plan.training.schedule)
     check_trackers(plan.training.trackers)
     return Prepared(plan, data, tokenizer, new_ids)
+
+
+def model_side(config: RunConfig, world: World) -> ModelSide:
+    """Plan model and adapter from what their configurations alone tell."""
+    keys = config.adapter
+    stored = read_adapter(keys.lora_model_dir) if keys.adapter and keys.lora_model_dir else None
+    return plan_model_side(config, world, model_facts(config), stored_adapter=stored)
 
 
 def model_facts(config: RunConfig) -> ModelFacts:

@@ -37,7 +37,7 @@ class AdapterSection(Section):
     adapter: Literal["lora", "qlora"] | None = None
     """`lora`, or `qlora` (LoRA over a 4-bit base). Empty: full fine-tuning."""
     lora_model_dir: str | None = None
-    """Folder or hub id of an adapter to go on from."""
+    """Folder or hub id of an adapter to go on from. It brings its own rank, targets and kind."""
     lora_r: Positive = 8
     """Rank of the adapter's matrices."""
     lora_alpha: PositiveFloat = 16

@@ -82,7 +82,7 @@ class DatasetSection(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub dataset."""
     trust_remote_code: bool = False
-    """Passed on when a hub dataset is loaded."""
+    """Run Python code that comes with a hub dataset. There is none any more."""
     shards: Positive | None = None
     """Cut the dataset into so many pieces and use the one that `shards_idx` names."""
     shards_idx: NotNegative | None = None

@@ -34,6 +34,15 @@ IDLE: tuple[Idle, ...] = (
         "there is no `adapter`",
     ),
     Idle(
+        (
+            *("lora_r", "lora_alpha", "lora_dropout", "lora_target_*", "lora_modules_to_save"),
+            *("lora_fan_in_fan_out", "peft_use_*", "peft_init_lora_weights", "peft_layers_*"),
+            *("peft_trainable_token_indices", "peft_ensure_weight_tying"),
+        ),
+        lambda config: not config.adapter.lora_model_dir,
+        "the adapter of `lora_model_dir` brings its own",
+    ),
+    Idle(
         ("bnb_config_kwargs",),
         lambda config: (
             config.adapter.adapter == "qlora"
@@ -97,6 +106,11 @@ IDLE: tuple[Idle, ...] = (
         ),
         never,
         "the key that switches it on is not given",
+    ),
+    Idle(
+        ("*datasets.*.trust_remote_code",),
+        never,
+        "the hub's datasets run no code any more",
     ),
     Idle(
         ("streaming_multipack_buffer_size", "datasets.*.skip"),

@@ -74,6 +74,7 @@ LATER: Mapping[str, Later] = {
     "use_kernels": _KERNELS,
     "torch_compile*": _COMPILE,
     "flex_attn_compile_kwargs": _COMPILE,
+    "peft_layer_replication": Later("repeating layers is not available yet"),
     "peft.loftq_config": _LOFTQ,
     "loraplus_*": _LORA_PLUS,
     "relora*": _RELORA,

@@ -96,12 +96,18 @@ def _config(
 def _cautions(config: RunConfig) -> list[str]:
     """Return what the user should know about settings that do act."""
     model = config.model
-    if not model.trust_remote_code or model.revision_of_model:
-        return []
-    return [
-        f"`trust_remote_code` runs Python code from `{model.base_model}`; "
-        "pin what you have reviewed with `revision_of_model`."
-    ]
+    cautions = []
+    if model.trust_remote_code and not model.revision_of_model:
+        cautions.append(
+            f"`trust_remote_code` runs Python code from `{model.base_model}`; "
+            "pin what you have reviewed with `revision_of_model`."
+        )
+    if config.tokenizer.tokenizer_legacy is not None:
+        cautions.append(
+            "`tokenizer_legacy` is handed to the tokenizer and saved with it; transformers 5 "
+            "splits text as the checkpoint's tokenizer.json says."
+        )
+    return cautions
 
 
 def _take_wrong_old_spellings(values: dict[str, Any]) -> list[Problem]:

@@ -28,16 +28,17 @@ class ModelSection(Section):
     and asks for a pinned `revision_of_model`."""
     is_llama_derived_model: bool | None = None
     """The model belongs to the Llama family. newtune reads the family from the checkpoint: the
-    flag acts (pad token) where the model type is unknown and is an error where it contradicts."""
+    flag is an error where it contradicts, and changes nothing elsewhere (a tokenizer without a
+    padding token gets its end token anyway)."""
     is_mistral_derived_model: bool | None = None
-    """The model belongs to the Mistral family. Acts (padding side left) where the model type is
-    unknown; an error where it contradicts the checkpoint."""
+    """The model belongs to the Mistral family. Acts (the saved tokenizer pads at the left) where
+    the model type is unknown; an error where it contradicts the checkpoint."""
     is_falcon_derived_model: bool | None = None
-    """The model belongs to the Falcon family. Acts where the model type is unknown; an error where
-    it contradicts the checkpoint."""
+    """The model belongs to the Falcon family. An error where it contradicts the checkpoint; it
+    changes nothing elsewhere."""
     is_qwen_derived_model: bool | None = None
-    """The model belongs to the Qwen family. Acts where the model type is unknown; an error where
-    it contradicts the checkpoint."""
+    """The model belongs to the Qwen family. An error where it contradicts the checkpoint; it
+    changes nothing elsewhere."""
     overrides_of_model_config: dict[str, Any] | None = None
     """Fields of the model's own configuration to change, such as
     `rope_scaling: {type: linear, factor: 2.0}`. Merged, so `rope_theta` survives. A name that the

@@ -85,7 +85,8 @@ def _properties(cls: type[Section], properties: dict[str, Any]) -> dict[str, Any
     completed = {}
     for key, schema in properties.items():
         schema.pop("title", None)
-        kinds = schema.get("anyOf", [{name: schema.pop(name) for name in _KINDS & schema.keys()}])
+        own = [name for name in schema if name in _KINDS]  # in the schema's order, not a set's
+        kinds = schema.get("anyOf", [{name: schema.pop(name) for name in own}])
         if {"type": "null"} not in kinds:
             kinds = [*kinds, {"type": "null"}]
         completed[key] = {**schema, "anyOf": kinds, "description": cls.docs()[key]}

@@ -28,10 +28,10 @@ class TrackingSection(Section):
     """Tags of the run."""
     wandb_mode: Literal["online", "offline", "disabled"] | None = None
     """`online`, `offline` (written to disk, uploaded later) or `disabled`."""
-    wandb_watch: str | None = None
-    """Log gradients or parameters: `gradients`, `all`, `false`."""
-    wandb_log_model: str | None = None
-    """Upload weights: `end`, `checkpoint`, `false`."""
+    wandb_watch: Literal["gradients", "parameters", "all", "false"] | bool | None = None
+    """Log histograms of the gradients, the parameters or both; true: the gradients'."""
+    wandb_log_model: Literal["end", "checkpoint", "false"] | bool | None = None
+    """Upload weights: every `checkpoint`, or the last one at the `end`; true: at the end."""
     use_mlflow: bool | None = None
     """Report to MLflow. Empty: when `mlflow_experiment_name` is given."""
     mlflow_tracking_uri: str | None = None

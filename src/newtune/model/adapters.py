@@ -51,14 +51,29 @@ def attach_adapter(
     return _finished(peft_model)
 
 
-def check_adapter(plan: AdapterPlan | None) -> None:
-    """Make sure, before data is prepared, that the adapter to go on from is there.
+def read_adapter(folder: str) -> AdapterPlan:
+    """Return what the adapter to go on from is; its own settings are the run's.
 
     Raises:
         ModelError: it cannot be read.
     """
-    if plan is not None and plan.continue_from is not None:
-        _read_adapter_config(plan.continue_from)
+    config = _read_adapter_config(folder)
+    targets, layers = config.target_modules or (), config.layers_to_transform
+    return AdapterPlan(
+        kind="lora",
+        rank=config.r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+        layers=None if layers is None else tuple([layers] if isinstance(layers, int) else layers),
+        modules_to_save=tuple(config.modules_to_save or ()),
+        fan_in_fan_out=config.fan_in_fan_out,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init=True,
+        continue_from=folder,
+        target_parameters=tuple(config.target_parameters or ()),
+    )
 
 
 def lora_config(

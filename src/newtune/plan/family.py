@@ -16,8 +16,9 @@ FAMILIES: Mapping[str, frozenset[str]] = {
 def family_of(flags: Mapping[str, bool | None], model_type: str) -> tuple[str | None, str]:
     """Return the family whose conventions a flag brings to an unknown model type, and a notice.
 
-    `flags` are the given values by family. Where the checkpoint's type is known the flag changes
-    nothing.
+    `flags` are the given values by family. Only Mistral's has an effect of its own (padding side
+    left); what the others ask for happens anyway: a tokenizer without a padding token gets its
+    end token. Where the checkpoint's type is known the flag changes nothing.
 
     Raises:
         ConfigError: a flag contradicts the checkpoint.
@@ -28,8 +29,11 @@ def family_of(flags: Mapping[str, bool | None], model_type: str) -> tuple[str | 
     family = given[0]
     known = next((name for name, types in FAMILIES.items() if model_type in types), None)
     key = f"is_{family}_derived_model"
+    if known is None and family == "mistral":
+        return family, f"{key}: the tokenizer of this `{model_type}` pads at the left"
     if known is None:
-        return family, f"{key}: `{model_type}` is treated as a {family} model"
+        padding = "a tokenizer without a padding token gets its end token anyway"
+        return None, f"{key} changes nothing for this `{model_type}`: {padding}"
     if known == family:
         return None, f"{key} changes nothing: the checkpoint says `{model_type}` itself"
     raise ConfigError(

@@ -122,7 +122,7 @@ class AdapterPlan:
     """Folder or hub id of an adapter to go on from (`lora_model_dir`)."""
     target_parameters: tuple[str, ...] = ()
     further_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """More arguments of PEFT's LoraConfig (`layers_pattern`, `layer_replication`, ...)."""
+    """More arguments of PEFT's LoraConfig (`layers_pattern`, ...)."""
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,16 @@ class ModelSide:
     """Whose conventions the tokenizer follows because a flag says so; None = its own."""
 
 
-def plan_model_side(config: RunConfig, world: World, facts: ModelFacts) -> ModelSide:
+def plan_model_side(
+    config: RunConfig,
+    world: World,
+    facts: ModelFacts,
+    *,
+    stored_adapter: AdapterPlan | None = None,
+) -> ModelSide:
     """Return how model and adapter are loaded.
+
+    `stored_adapter`: what the adapter of `lora_model_dir` is, which then is the run's.
 
     Raises:
         ConfigError: sequence_len beyond the model's positions; a device that cannot do the
@@ -60,7 +68,7 @@ def plan_model_side(config: RunConfig, world: World, facts: ModelFacts) -> Model
     _require_positions(config, facts)
     family = _family(config, facts, ledger)
     model = _plan_model(config, world, facts, ledger)
-    adapter = _plan_adapter(config, facts, ledger)
+    adapter = _plan_adapter(config, facts, ledger, stored_adapter)
     return ModelSide(model, adapter, facts, ledger, family)
 
 
@@ -189,6 +197,8 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         bf16_is_fast=world.bf16_is_fast,
     )
     ledger.decide("model.precision", precision, why)
+    if compute.tf32 is True and world.device == "cpu":
+        ledger.notice("`tf32` has no effect in this run: it is for NVIDIA GPUs.")
     quantization, why = plan_quantization(
         facts,
         precision,
@@ -228,10 +238,14 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
     )
 
 
-def _plan_adapter(config: RunConfig, facts: ModelFacts, ledger: Ledger) -> AdapterPlan | None:
+def _plan_adapter(
+    config: RunConfig, facts: ModelFacts, ledger: Ledger, stored: AdapterPlan | None
+) -> AdapterPlan | None:
     keys = config.adapter
     if not keys.adapter:
         return ledger.decide("adapter", None, "no adapter given: full fine-tuning")
+    if stored is not None:
+        return ledger.decide("adapter", stored, f"the one of lora_model_dir {keys.lora_model_dir}")
     targets = resolve_targets(
         facts,
         modules=keys.lora_target_modules,
@@ -256,11 +270,10 @@ def _plan_adapter(config: RunConfig, facts: ModelFacts, ledger: Ledger) -> Adapt
         use_rslora=bool(keys.peft_use_rslora),
         use_dora=bool(keys.peft_use_dora),
         init=True if keys.peft_init_lora_weights is None else keys.peft_init_lora_weights,
-        continue_from=keys.lora_model_dir,
+        continue_from=None,
         target_parameters=_as_tuple(keys.lora_target_parameters),
         further_arguments=_given(
             layers_pattern=keys.peft_layers_pattern,
-            layer_replication=keys.peft_layer_replication,
             trainable_token_indices=keys.peft_trainable_token_indices,
             ensure_weight_tying=keys.peft_ensure_weight_tying,
         ),

@@ -24,7 +24,7 @@ def resolve_precision(
         ConfigError: the device cannot do what was asked.
     """
     on_cpu = device == "cpu"
-    use_tf32 = None if on_cpu or tf32 is None else bool(tf32)
+    use_tf32 = _tf32(asked=tf32, on_cpu=on_cpu, is_ampere=bf16_is_fast)
     if fp16 or float16:
         key = "fp16" if fp16 else "float16"
         if on_cpu:
@@ -39,6 +39,16 @@ def resolve_precision(
     if float32:
         return PrecisionPlan("float32", "float32", None, use_tf32), "float32: no mixed precision"
     return _bf16(asked=bf16, tf32=use_tf32, on_cpu=on_cpu, bf16_is_fast=bf16_is_fast)
+
+
+def _tf32(*, asked: bool | str | None, on_cpu: bool, is_ampere: bool) -> bool | None:
+    """Return whether float32 may round to TF32; None leaves torch's own choice."""
+    if on_cpu or asked is None:
+        return None
+    if asked is True and not is_ampere:
+        message = "this GPU has no TF32 arithmetic (it needs Ampere or newer)."
+        raise ConfigError([Problem("tf32", message, "Use `tf32: auto`, or leave it out.")])
+    return is_ampere if asked == "auto" else bool(asked)
 
 
 def _bf16(

@@ -64,7 +64,7 @@ def plan_training(
         loss_watchdog_threshold=keys.loss_watchdog_threshold,
         loss_watchdog_patience=keys.loss_watchdog_patience or 3,
         dataloader_workers=0 if data.streamed else config.data.dataloader_num_workers or 0,
-        dataloader_pin_memory=_pin_memory(config, world),
+        dataloader_pin_memory=_pin_memory(config, world, ledger),
         dataloader_prefetch_factor=(
             None if data.streamed else config.data.dataloader_prefetch_factor
         ),
@@ -72,8 +72,10 @@ def plan_training(
     )
 
 
-def _pin_memory(config: RunConfig, world: World) -> bool:
+def _pin_memory(config: RunConfig, world: World, ledger: Ledger) -> bool:
     asked = config.data.dataloader_pin_memory
+    if asked and world.device == "cpu":
+        ledger.notice("`dataloader_pin_memory` has no effect in this run: it is for GPUs.")
     return world.device != "cpu" and asked is not False
 
 

@@ -44,6 +44,7 @@ class Start:
     facts: Mapping[str, Any]
     """The run's plan, flat, for the tracker's table of settings."""
     model: Any
+    backward_passes_per_log: int = 1
 
 
 class TensorBoard:
@@ -75,6 +76,8 @@ class WeightsAndBiases:
     def __init__(self, start: Start) -> None:
         options = dict(start.options)
         watch, self.log_model = options.pop("watch", None), options.pop("log_model", None)
+        watch = "gradients" if watch is True else watch
+        self.log_model = "end" if self.log_model is True else self.log_model
         run_id, tags = options.pop("run_id", None), options.pop("tags", None)
         self.library: Any = importlib.import_module("wandb")
         self.run: Any = self.library.init(
@@ -86,7 +89,8 @@ class WeightsAndBiases:
             **{"name": start.run_name, **options},
         )
         if watch and watch != "false":
-            self.run.watch(start.model, log=watch)
+            # wandb's own 1,000 passes are more than a short run has
+            self.run.watch(start.model, log=watch, log_freq=start.backward_passes_per_log)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Report the values."""
@@ -239,7 +243,8 @@ class Reporting(TrainerCallback):
         """Open every tracker asked for."""
         for name in self.plan.names:
             options = self.plan.options.get(name, {})
-            start = Start(options, self.plan.run_name, self.folder, self.facts, model)
+            passes = int(args.logging_steps) * args.gradient_accumulation_steps
+            start = Start(options, self.plan.run_name, self.folder, self.facts, model, passes)
             self.open.append(KINDS[name].open(start))
 
     def on_log(

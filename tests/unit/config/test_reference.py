@@ -1,6 +1,9 @@
 """Every key can be looked up; the schema and the page are complete."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,21 @@ def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
     assert json.loads(file.read_text(encoding="utf-8")) == json_schema(), (
         "write it anew: newtune schema > recipes/newtune.schema.json"
     )
+
+
+def test_the_schema_is_written_the_same_whatever_the_hash_seed() -> None:
+    program = "import json, newtune.config.reference as r; print(json.dumps(r.json_schema()))"
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    written = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**environment, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert written == {(json.dumps(json_schema()) + "\n").encode()}
 
 
 def test_all_keys_are_on_the_page() -> None:

@@ -81,7 +81,7 @@ def test_wandb_uploads_what_it_is_asked_for(tmp_path, monkeypatch, log_model, up
     run = wandb.init.return_value
     aliases = [call.kwargs["aliases"] for call in run.log_artifact.call_args_list]
     assert aliases == [[name] for name in uploaded]
-    assert run.watch.call_args.kwargs == {"log": "gradients"}
+    assert run.watch.call_args.kwargs == {"log": "gradients", "log_freq": 1}
 
 
 def test_mlflow_keys(tmp_path, monkeypatch):

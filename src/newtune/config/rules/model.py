@@ -44,6 +44,16 @@ def unfrozen_without_adapter(config: RunConfig) -> Iterator[Problem]:
         yield Problem("unfrozen_parameters", f"excludes `adapter: {config.adapter.adapter}`", hint)
 
 
+@about("unfrozen_parameters")
+def whole_parameters_are_unfrozen(config: RunConfig) -> Iterator[Problem]:
+    """`unfrozen_parameters` holds regular expressions; a range of rows (`[:32000]`) is none."""
+    for index, pattern in enumerate(config.model.unfrozen_parameters or ()):
+        if re.search(r"\[\d*:\d*\]$", pattern):
+            message = f"known, but `{pattern}` names a range of rows, which is not available yet"
+            hint = "Leave the range out to train the whole parameter."
+            yield Problem(f"unfrozen_parameters.{index}", message, hint)
+
+
 # Quantised bases and placement
 
 
