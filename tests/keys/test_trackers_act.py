@@ -55,6 +55,7 @@ def wandb_records(file: Path):
 def test_wandb(tmp_path, monkeypatch):
     needs("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # a busy machine starts its process slowly
     run = train(
         tmp_path,
         monkeypatch,
