@@ -32,6 +32,12 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     "unfrozen_without_adapter": [
         ({"unfrozen_parameters": ["x"], **LORA}, {"unfrozen_parameters": ["x"]})
     ],
+    "whole_parameters_are_unfrozen": [
+        (
+            {"unfrozen_parameters": ["^model.embed_tokens.weight$[:32000]"]},
+            {"unfrozen_parameters": ["^model.embed_tokens.weight$", "layers.2[0-9]+.mlp"]},
+        )
+    ],
     "one_width": [({"load_in_8bit": True, "load_in_4bit": True, **LORA}, None)],
     "gptq_is_quantised_already": [({"gptq": True, "load_in_8bit": True, **LORA}, None)],
     "qlora_is_4_bit": [
