@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from hub_server import Break, Hub
 from newtune.errors import ModelError
-from newtune.model.adapters import check_adapter
+from newtune.model.adapters import read_adapter
 from newtune.model.facts import read_model_facts
 from newtune.model.load import fetch_weights, load_base, load_model
 from newtune.model.tokenizer import read_tokenizer
@@ -85,7 +85,7 @@ def test_training_goes_on_from_an_adapter_on_the_hub(
     made.save_pretrained(tmp_path / "adapter")
     hub.add("someone/adapter", tmp_path / "adapter")
     plan = adapter_plan(continue_from="someone/adapter")
-    check_adapter(plan)
+    assert read_adapter("someone/adapter").continue_from == "someone/adapter"
     model = load_model(planned(), plan, tokenizer=tiny_tokenizer())
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     assert all(torch.all(value == 1) for name, value in trained.items() if "lora_B" in name)
@@ -94,10 +94,9 @@ def test_training_goes_on_from_an_adapter_on_the_hub(
 
 def test_an_adapter_that_is_not_there_is_told_before_anything_is_loaded(hub: Hub) -> None:
     hub.add("someone/adapters", {"adapter_config.json": b"{}"})
-    said = refused(check_adapter, adapter_plan(continue_from="someone/adapter"))
+    said = refused(read_adapter, "someone/adapter")
     assert "lora_model_dir" in said
     assert "Did you mean `someone/adapters`" in said
-    check_adapter(None)
 
 
 def test_weights_are_fetched_once_and_nothing_besides(hub: Hub, checkpoint: Path) -> None:
@@ -226,7 +225,7 @@ def test_an_adapter_is_found_offline(
     load_model(planned(), plan, tokenizer=tiny_tokenizer())
     hub.requests.clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    check_adapter(plan)
+    assert read_adapter("someone/adapter").continue_from == "someone/adapter"
     load_model(planned(), plan, tokenizer=tiny_tokenizer())
     assert not hub.requests
 
