@@ -1,12 +1,12 @@
 """One source of a stream: its rows as tokens, without end, from any position on."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
-from aiohttp import ClientError
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP client
 
 from newtune.data.build import EncodedRows, Limits, RowReader, fit
@@ -27,8 +27,15 @@ BARREN_ROWS = 100_000
 PAUSES = (1.0, 5.0, 20.0)
 """Seconds to wait before each new try of a read that failed."""
 
-READ_ERRORS = (OSError, ClientError, HTTPError)
-"""What reading over a network or from a shared disk raises when it fails."""
+
+def read_errors() -> tuple[type[Exception], ...]:
+    """What reading over a network or from a shared disk raises when it fails.
+
+    fsspec reads `http(s)://` through aiohttp, an extra whose errors are no OSErrors; where it has
+    not been imported nothing can raise them.
+    """
+    aiohttp = sys.modules.get("aiohttp")
+    return (OSError, HTTPError) if aiohttp is None else (OSError, HTTPError, aiohttp.ClientError)
 
 
 class EncodedSource:
@@ -123,7 +130,7 @@ class EncodedSource:
             try:
                 assert self._iterator is not None
                 row = next(self._iterator, None)
-            except READ_ERRORS as error:
+            except read_errors() as error:
                 tries += 1
                 self._wait_after(error, tries)
                 self._iterator = self.rows.read(self._read_to.row, self._read_to.anchor)
