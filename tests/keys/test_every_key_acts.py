@@ -125,6 +125,8 @@ CASES = [
     ("peft_init_lora_weights", "gaussian", ()),
     ("peft_trainable_token_indices", "[5]", ()),
     ("peft_ensure_weight_tying", "true", ()),
+    ("loraplus_lr_ratio", "16", ()),
+    ("loraplus_lr_embedding", "0.1", ("--loraplus_lr_ratio", "16")),
     ("micro_batch_size", "2", ()),
     ("gradient_accumulation_steps", "2", ()),
     ("batch_size", "4", ("--gradient_accumulation_steps", "")),

@@ -77,9 +77,10 @@ class AdapterSection(Section):
     peft: PeftSection | None = None
     """Further PEFT options (`loftq_config`)."""
     loraplus_lr_ratio: PositiveFloat | None = None
-    """LoRA+: learning rate of the B matrices over that of the A matrices."""
+    """LoRA+: learning rate of the B matrices over that of the A matrices, which is
+    `learning_rate`; 16 is usual. DoRA's magnitudes and other vectors go with B."""
     loraplus_lr_embedding: PositiveFloat = 1e-6
-    """LoRA+: learning rate of adapted embeddings."""
+    """LoRA+: learning rate of the adapter on an embedding."""
     relora: bool | None = None
     """Merge the adapter into the model and start it anew at intervals."""
     relora_steps: NotNegative | None = None

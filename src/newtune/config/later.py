@@ -28,7 +28,6 @@ _COMPILE = Later("compiling the model is not available yet")
 _FP8 = Later("8-bit floating point is not available yet")
 _QAT = Later("quantisation-aware training is not available yet")
 _LOFTQ = Later("LoftQ is not available yet")
-_LORA_PLUS = Later("LoRA+ is not available yet")
 _RELORA = Later("ReLoRA and restarted learning rates are not available yet")
 _PROCESSES = Later("training on several processes is not available yet")
 _ONE_IS_FINE = Later(_PROCESSES.missing, (1,))
@@ -76,7 +75,6 @@ LATER: Mapping[str, Later] = {
     "flex_attn_compile_kwargs": _COMPILE,
     "peft_layer_replication": Later("repeating layers is not available yet"),
     "peft.loftq_config": _LOFTQ,
-    "loraplus_*": _LORA_PLUS,
     "relora*": _RELORA,
     "jagged_restart_*": _RELORA,
     "fsdp": _PROCESSES,

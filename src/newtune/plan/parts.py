@@ -153,6 +153,16 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class LoraPlusPlan:
+    """LoRA+: learning rates of their own for B matrices and for adapters of embeddings."""
+
+    ratio: float
+    """Rate of the B matrices (and of vectors: DoRA's magnitudes, biases) over `learning_rate`."""
+    embedding_learning_rate: float
+    """Rate of both matrices of a LoRA on an embedding."""
+
+
+@dataclass(frozen=True)
 class OptimizerPlan:
     """The optimizer and its groups."""
 
@@ -169,6 +179,7 @@ class OptimizerPlan:
     embedding_learning_rate: float | None = None
     target_modules: tuple[str, ...] | str | None = None
     """`optim_target_modules`: what GaLore and APOLLO project; None = all linear layers."""
+    lora_plus: LoraPlusPlan | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from newtune.plan.ledger import Ledger
 from newtune.plan.parts import (
     DataFacts,
     EvaluationPlan,
+    LoraPlusPlan,
     OptimizerPlan,
     SavePlan,
     SchedulePlan,
@@ -54,7 +55,7 @@ def plan_training(
     )
     return TrainingPlan(
         steps=steps,
-        optimizer=_plan_optimizer(config),
+        optimizer=_plan_optimizer(config, ledger),
         schedule=_plan_schedule(config, steps, ledger),
         evaluation=evaluation,
         save=_plan_saving(config, steps, evaluation, ledger),
@@ -116,7 +117,7 @@ def _plan_steps(config: RunConfig, world: World, data: DataFacts, ledger: Ledger
     )
 
 
-def _plan_optimizer(config: RunConfig) -> OptimizerPlan:
+def _plan_optimizer(config: RunConfig, ledger: Ledger) -> OptimizerPlan:
     keys = config.training
     assert keys.learning_rate is not None  # config/rules/training.py: learning_rate_is_needed
     return OptimizerPlan(
@@ -129,7 +130,20 @@ def _plan_optimizer(config: RunConfig) -> OptimizerPlan:
         arguments=_optimizer_arguments(keys.optim_args),
         max_grad_norm=keys.max_grad_norm,
         embedding_learning_rate=keys.embedding_lr,
+        lora_plus=_plan_lora_plus(config, keys.learning_rate, ledger),
     )
+
+
+def _plan_lora_plus(config: RunConfig, rate: float, ledger: Ledger) -> LoraPlusPlan | None:
+    keys = config.adapter
+    if not keys.adapter or keys.loraplus_lr_ratio is None:
+        return None
+    plan = LoraPlusPlan(keys.loraplus_lr_ratio, keys.loraplus_lr_embedding)
+    why = (
+        f"loraplus_lr_ratio: A at {rate:g}, B at {rate * plan.ratio:g}, "
+        f"adapted embeddings at {plan.embedding_learning_rate:g}"
+    )
+    return ledger.decide("training.optimizer.lora_plus", plan, why)
 
 
 def _optimizer_arguments(given: str | Mapping[str, Any] | None) -> Mapping[str, Any]:

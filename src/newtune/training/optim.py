@@ -126,25 +126,52 @@ def parameter_groups(model: nn.Module, plan: OptimizerPlan) -> Groups:
     """Return the trained parameters in groups: no weight decay on norms and biases.
 
     Input embeddings form groups of their own when `embedding_learning_rate` is given, LoRA
-    matrices and trained token rows on the embeddings included.
+    matrices and trained token rows on the embeddings included. With `lora_plus`, so do the B
+    matrices and the adapters of embeddings.
     """
     decayed = set(_decayed_names(model))
-    embeddings = _embedding_names(model) if plan.embedding_learning_rate is not None else set()
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = {name: (0, plan.learning_rate) for name, _ in model.named_parameters()}
+    rates |= _embedding_rates(model, plan) | _lora_plus_rates(model, plan)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = (name in embeddings, name in decayed)
-            groups.setdefault(kind, []).append(parameter)
-    if plan.embedding_learning_rate is not None and not any(kind[0] for kind in groups):
+            place, rate = rates[name]
+            group = {"params": [], "lr": rate, "weight_decay": plan.weight_decay}
+            if name not in decayed:
+                group["weight_decay"] = 0.0
+            groups.setdefault((place, name not in decayed), group)["params"].append(parameter)
+    return [groups[kind] for kind in sorted(groups)]
+
+
+Rates = dict[str, tuple[int, float]]
+"""Name of a parameter → place of its group among the groups, its learning rate."""
+
+
+def _embedding_rates(model: nn.Module, plan: OptimizerPlan) -> Rates:
+    if plan.embedding_learning_rate is None:
+        return {}
+    names = _embedding_names(model)
+    if not any(p.requires_grad for name, p in model.named_parameters() if name in names):
         raise _problem("embedding_lr", "no embedding is trained in this run")
-    return [
-        {
-            "params": groups[kind],
-            "lr": plan.embedding_learning_rate if kind[0] else plan.learning_rate,
-            "weight_decay": plan.weight_decay if kind[1] else 0.0,
-        }
-        for kind in sorted(groups, key=lambda kind: (kind[0], not kind[1]))
-    ]
+    return dict.fromkeys(names, (1, plan.embedding_learning_rate))
+
+
+def _lora_plus_rates(model: nn.Module, plan: OptimizerPlan) -> Rates:
+    """Return the rates of LoRA+; vectors go with B, as in its authors' code.
+
+    Source: https://arxiv.org/abs/2402.12354.
+    """
+    if plan.lora_plus is None:
+        return {}
+    of_b = (1, plan.learning_rate * plan.lora_plus.ratio)
+    of_embeddings = (2, plan.lora_plus.embedding_learning_rate)
+    rates: Rates = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_embedding_" in name:
+            rates[name] = of_embeddings
+        elif ".lora_B." in name or parameter.ndim == 1:
+            rates[name] = of_b
+    return rates
 
 
 _WITHOUT_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
@@ -188,6 +215,8 @@ def _from_transformers(
     low_rank = options.pop("params", None)
     if low_rank is not None and plan.embedding_learning_rate is not None:
         raise _problem("embedding_lr", f"does not act with `optimizer: {name}`")
+    if low_rank is not None and plan.lora_plus is not None:
+        raise _problem("loraplus_lr_ratio", _no_groups(name))
     for group in low_rank or ():
         group["weight_decay"] = plan.weight_decay
     if low_rank is None:
@@ -196,6 +225,13 @@ def _from_transformers(
     if options.get("optim_bits") == 8:
         _keep_embeddings_in_32_bit(model)
     return optimizer
+
+
+def _no_groups(name: str) -> str:
+    return (
+        f"does not act with `optimizer: {name}`, which makes its groups itself: the matrices that "
+        "it projects and the rest, at one learning rate"
+    )
 
 
 ADEMAMIX_BETAS = frozenset({"beta1", "beta2", "beta3"})

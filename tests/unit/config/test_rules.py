@@ -249,6 +249,18 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
             {**LORA, "peft_layers_pattern": "layers", "peft_layers_to_transform": [0]},
         )
     ],
+    "lora_plus_needs_groups": [
+        (
+            {**LORA, "loraplus_lr_ratio": 16, "optimizer": "galore_adamw"},
+            {**LORA, "loraplus_lr_ratio": 16, "optimizer": "muon"},
+        )
+    ],
+    "one_rate_of_embeddings": [
+        (
+            {**LORA, "loraplus_lr_ratio": 16, "embedding_lr": 0.1},
+            {**LORA, "loraplus_lr_ratio": 16, "loraplus_lr_embedding": 0.1},
+        )
+    ],
     "learning_rate_is_needed": [({"learning_rate": None}, {})],
     "two_batch_numbers": [
         ({"micro_batch_size": None}, {"micro_batch_size": None, "batch_size": 8}),

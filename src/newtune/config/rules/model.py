@@ -223,6 +223,23 @@ def pattern_needs_layers(config: RunConfig) -> Iterator[Problem]:
         yield Problem("peft_layers_pattern", "needs `peft_layers_to_transform`")
 
 
+@about("loraplus_lr_ratio", "optimizer")
+def lora_plus_needs_groups(config: RunConfig) -> Iterator[Problem]:
+    """LoRA+ needs an optimizer whose groups have learning rates of their own."""
+    name = config.training.optimizer
+    if config.adapter.loraplus_lr_ratio and name.startswith(("galore", "apollo")):
+        reason = f"does not act with `optimizer: {name}`, which makes its groups itself"
+        yield Problem("loraplus_lr_ratio", reason, "`adamw_torch` and most others take it.")
+
+
+@about("embedding_lr", "loraplus_lr_ratio")
+def one_rate_of_embeddings(config: RunConfig) -> Iterator[Problem]:
+    """`embedding_lr` and LoRA+ exclude each other: both give embeddings a learning rate."""
+    if config.training.embedding_lr is not None and config.adapter.loraplus_lr_ratio:
+        hint = "`loraplus_lr_embedding` is the rate of an adapter on an embedding."
+        yield Problem("embedding_lr", "excludes `loraplus_lr_ratio`", hint)
+
+
 # Several processes
 
 
