@@ -3,17 +3,20 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
 from newtune.config.choices import OPTIMIZERS, REFUSED_OPTIMIZERS
 from newtune.errors import ConfigError, SetupError
-from newtune.plan.parts import OptimizerPlan
+from newtune.plan.parts import LoraPlusPlan, OptimizerPlan
 from newtune.training import optim
 from newtune.training.arguments import training_arguments
 from newtune.training.muon import Joined
 from newtune.training.optim import build_optimizer, check_optimizer, parameter_groups
 from newtune.training.optimizer_state import load_named_state, named_state
 from runs import TinyRun
+from tiny import tiny_llama
 
 PLAN = OptimizerPlan("adamw_torch", 0.1, 0.0, 0.9, 0.999, 1e-8, {}, 0.0)
 
@@ -215,3 +218,49 @@ def test_a_float32_state_of_bfloat16_weights_keeps_its_bits(tmp_path):
     other = build(tmp_path, model, name="adafactor")
     load_named_state(other, model, saved)
     assert torch.equal(other.state[model.b]["exp_avg_sq"], optimizer.state[model.b]["exp_avg_sq"])
+
+
+def lora_plus(**lora):
+    """A LoRA with everything that LoRA+ tells apart: linear layers, an embedding, vectors."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], **lora)
+    return get_peft_model(tiny_llama(), config)
+
+
+RATES = LoraPlusPlan(ratio=16, embedding_learning_rate=0.003)
+
+
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_lora_plus_gives_every_parameter_pefts_rate(tmp_path, lora):
+    model = lora_plus(modules_to_save=["norm"], **lora)
+    names = {id(p): name for name, p in model.named_parameters()}
+    theirs = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=0.1, loraplus_lr_ratio=16, loraplus_lr_embedding=0.003
+    )
+    ours = parameter_groups(model, dataclasses.replace(PLAN, lora_plus=RATES))
+
+    def rates(groups):
+        return {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+
+    assert rates(ours) == pytest.approx(rates(theirs.param_groups))
+    assert set(rates(ours).values()) == {0.1, 1.6, 0.003}
+
+
+def test_lora_plus_moves_b_further_than_a(tmp_path):
+    model = lora_plus()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = build(tmp_path, model, learning_rate=1e-3, lora_plus=RATES)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    # the first step of Adam with equal gradients is the learning rate itself
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            wanted = 0.003 if "embedding" in name else 0.016 if "lora_B" in name else 1e-3
+            moved = (before[name] - parameter).detach()
+            torch.testing.assert_close(moved, torch.full_like(moved, wanted), rtol=1e-3, atol=0)
+
+
+def test_lora_plus_and_muon_keep_the_rates_apart(tmp_path):
+    optimizer = build(tmp_path, lora_plus(), name="muon", learning_rate=1e-3, lora_plus=RATES)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3, 0.016, 0.003}
