@@ -77,8 +77,8 @@ class ListedBatches:
         rows = [[example(n, answer=3 + n % 4) for n in pack] for pack in packs]
         return collate(rows, pad_id=PAD, pad_to=None, flatten=False)
 
-    def rows_of(self, index: int) -> list[int]:
-        return [n for pack in self.micro_batches[index] for n in pack]
+    def rows_of(self, index: int) -> list[str]:
+        return [f"rows.jsonl, row {n}" for pack in self.micro_batches[index] for n in pack]
 
 
 def packed(count: int, *, rows: int = 1, first: int = 0) -> ListedBatches:

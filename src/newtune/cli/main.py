@@ -139,6 +139,7 @@ def upload(
     )
 
 
+@app.command("inference", hidden=True, context_settings=TAKES_OVERRIDES)
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
 def chat(
     context: typer.Context,
@@ -162,7 +163,6 @@ def chat(
     )
 
 
-@app.command("inference", hidden=True, context_settings=TAKES_OVERRIDES)
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
 def generate(
     context: typer.Context,

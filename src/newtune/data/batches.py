@@ -80,6 +80,7 @@ class TrainBatches(Dataset[Batch]):
         flatten: bool | None = None,
     ) -> None:
         self.store = data.train
+        self.names = [counts.name for counts in data.counts]
         self.packing = data.packing
         self.mixture = data.mixture
         self.steps = steps
@@ -94,7 +95,12 @@ class TrainBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.layout.batch(self.store, self.sequences_of(index))
 
-    def rows_of(self, index: int) -> list[int]:
+    def rows_of(self, index: int) -> list[str]:
+        """Return where the examples of micro-batch `index` came from: `path, row 3`."""
+        origins = map(self.store.origin, self.examples_of(index))
+        return [f"{self.names[dataset]}, row {row}" for dataset, row in origins]
+
+    def examples_of(self, index: int) -> list[int]:
         """Return the examples of micro-batch `index`, as places in the store."""
         return [int(place) for sequence in self.sequences_of(index) for place in sequence]
 
@@ -154,7 +160,7 @@ class EvalBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.layout.batch(self.store, self.sequences_of(index))
 
-    def rows_of(self, index: int) -> list[int]:
+    def examples_of(self, index: int) -> list[int]:
         """Return the examples of batch `index`, as places in the store."""
         return [int(place) for sequence in self.sequences_of(index) for place in sequence]
 

@@ -120,7 +120,8 @@ def _prepare(
     built = build_missing(datasets, processes=config.data.dataset_num_proc, force=force)
     files = write_choice(root, datasets, [plan.held_out for plan in plans], _choice(config))
     total = sum(dataset.count for dataset in datasets)
-    logger.info("Prepared data in %s: %d of %d shards tokenised", files.folder, built, total)
+    what = f"{built} of {total} shards tokenised" if built else "there from an earlier run"
+    logger.info("Prepared data in %s: %s", files.folder, what)
     packing = packing_of(config)
     mixture = _mixture(config, plans, files.train)
     return PreparedData(

@@ -26,8 +26,8 @@ class Batches(Protocol):
 class TrainBatches(Batches, Protocol):
     """The micro-batches of the whole run."""
 
-    def rows_of(self, index: int) -> Sequence[object]:
-        """Return what names the examples in micro-batch `index`: indices, or places in words."""
+    def rows_of(self, index: int) -> Sequence[str]:
+        """Return where the examples of micro-batch `index` came from: `path, row 3`."""
         ...
 
 

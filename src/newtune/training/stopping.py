@@ -142,14 +142,15 @@ def require_finite(
     grad_norm: float,
     *,
     step: int,
-    rows_of: Callable[[int], Sequence[object]],
+    rows_of: Callable[[int], Sequence[str]],
     kept: str,
     gradient_scaled: bool,
 ) -> None:
     """Check one step's losses (one per micro-batch) and gradient before it changes the weights.
 
-    `rows_of(i)` gives the examples of the step's i-th micro-batch. With fp16's loss scaling
-    (`gradient_scaled`) an infinite gradient is normal: the scaler skips the step and scales down.
+    `rows_of(i)` says where the examples of the step's i-th micro-batch came from. With fp16's loss
+    scaling (`gradient_scaled`) an infinite gradient is normal: the scaler skips the step and
+    scales down.
 
     Raises:
         TrainingError: something is NaN or infinite.
@@ -160,19 +161,19 @@ def require_finite(
         index = bad[0]
         raise TrainingError(
             f"step {step}: the loss is {losses[index]} in micro-batch {index + 1} of "
-            f"{len(losses)}, examples {_listed(rows_of(index))}. {kept} {remedy}"
+            f"{len(losses)}, rows: {_listed(rows_of(index))}. {kept} {remedy}"
         )
     if not math.isfinite(grad_norm) and not gradient_scaled:
         rows = [row for index in range(len(losses)) for row in rows_of(index)]
         raise TrainingError(
             f"step {step}: the gradient is not finite (norm {grad_norm}) though the losses are, "
-            f"examples {_listed(rows)}. {kept} {remedy}"
+            f"rows: {_listed(rows)}. {kept} {remedy}"
         )
 
 
-def _listed(rows: Sequence[object]) -> str:
-    shown = ", ".join(map(str, rows[:32]))
-    return f"{shown}, ... ({len(rows)} in all)" if len(rows) > 32 else shown
+def _listed(rows: Sequence[str]) -> str:
+    shown = "; ".join(rows[:32])
+    return f"{shown}; ... ({len(rows)} in all)" if len(rows) > 32 else shown
 
 
 def is_out_of_memory(error: BaseException) -> bool:

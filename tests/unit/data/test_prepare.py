@@ -151,11 +151,11 @@ def test_a_mixture_is_the_same_on_any_number_of_ranks_and_leaves_held_out_data_a
         begin = 0
         for epoch, steps_of_epoch in enumerate(per_epoch):
             end = begin + steps_of_epoch * plan.accumulation
-            rows = [row for rank in ranks for i in range(begin, end) for row in rank.rows_of(i)]
+            rows = [row for rank in ranks for i in range(begin, end) for row in rank.examples_of(i)]
             assert sorted(rows) == sorted(data.mixture.epoch(epoch).tolist())
             begin = end
     fresh = pickle.loads(pickle.dumps(ranks[0]))
-    assert fresh.rows_of(len(fresh) - 1) == ranks[0].rows_of(len(fresh) - 1)
+    assert fresh.examples_of(len(fresh) - 1) == ranks[0].examples_of(len(fresh) - 1)
 
 
 def test_the_last_piece_of_a_document_is_named_as_one(tmp_path):
@@ -225,7 +225,7 @@ def test_every_example_is_used_once_an_epoch_on_any_number_of_ranks(tmp_path, pa
         ranks = [TrainBatches(data, plan, rank=rank) for rank in range(world_size)]
         half = per_epoch * plan.accumulation
         epochs = [
-            [row for rank in ranks for i in part for row in rank.rows_of(i)]
+            [row for rank in ranks for i in part for row in rank.examples_of(i)]
             for part in (range(half), range(half, 2 * half))
         ]
         assert len(ranks[0]) == 2 * half
@@ -241,13 +241,13 @@ def test_a_batch_is_the_same_whatever_came_before_and_in_a_worker_process(tmp_pa
     fresh = pickle.loads(pickle.dumps(TrainBatches(data, plan)))
     for index in (9, 2, 7):
         assert batches[index]["input_ids"].equal(fresh[index]["input_ids"])
-        assert batches.rows_of(index) == fresh.rows_of(index)
+        assert batches.examples_of(index) == fresh.examples_of(index)
 
 
 def test_a_filler_trains_nothing(tmp_path):
     write_rows(tmp_path / "rows.jsonl", questions(3))
     batches = TrainBatches(prepare(tmp_path), steps(steps_in_epoch=(1,), accumulation=4))
-    assert [batches.rows_of(i) == [] for i in range(4)] == [False, False, True, True]
+    assert [batches.examples_of(i) == [] for i in range(4)] == [False, False, True, True]
     assert (batches[3]["labels"] == IGNORE_INDEX).all()
 
 
@@ -255,7 +255,9 @@ def test_held_out_batches_cover_everything_once(tmp_path):
     write_rows(tmp_path / "rows.jsonl", questions(30))
     data = prepare(tmp_path, val_set_size=11, sample_packing=True, eval_sample_packing=False)
     batches = EvalBatches(data, 4)
-    assert sorted(row for i in range(len(batches)) for row in batches.rows_of(i)) == list(range(11))
+    assert sorted(row for i in range(len(batches)) for row in batches.examples_of(i)) == list(
+        range(11)
+    )
     assert len(EvalBatches(data, 4, world_size=2)) == 2
 
 
@@ -329,3 +331,9 @@ def test_malformed_rows_are_dropped_counted_and_listed_when_asked_for(tmp_path):
     assert "line 2: malformed JSON: Unterminated string" in dropped.examples[0]
     assert "line 3: no field `output`" in dropped.examples[1]
     assert sorted(data.place(i)[-5:] for i in range(2)) == ["row 1", "row 4"]
+
+
+def test_a_micro_batch_names_the_rows_that_it_holds(tmp_path):
+    data = prepare(tmp_path, sample_packing=True)
+    batches = TrainBatches(data, steps())
+    assert batches.rows_of(0) == [data.place(example) for example in batches.examples_of(0)]

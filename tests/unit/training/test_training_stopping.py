@@ -38,7 +38,7 @@ def test_a_non_finite_loss_stops_at_its_step_and_names_its_rows(tmp_path, value)
     message = str(caught.value)
     assert "step 4" in message
     assert "micro-batch 2 of 2" in message
-    assert "examples 14, 15" in message
+    assert "rows: rows.jsonl, row 14; rows.jsonl, row 15. " in message
     assert "checkpoint-2 is kept" in message
     assert trainer.state.global_step == 3
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
@@ -49,12 +49,14 @@ def test_a_non_finite_gradient_names_all_rows_of_the_step(tmp_path):
     run = TinyRun(tmp_path, steps=2, accumulation=2)
     trainer = run.trainer()
     trainer.model.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(TrainingError, match=r"step 1: the gradient .* examples 0, 1, 2, 3"):
+    with pytest.raises(TrainingError, match=r"step 1: the gradient .* row 0; .*row 3\."):
         trainer.train()
 
 
 def test_loss_scaling_may_have_infinite_gradients():
-    require_finite([1.0], math.inf, step=1, rows_of=lambda _: [0], kept="", gradient_scaled=True)
+    require_finite(
+        [1.0], math.inf, step=1, rows_of=lambda _: ["a.jsonl, row 1"], kept="", gradient_scaled=True
+    )
 
 
 @pytest.mark.parametrize(
