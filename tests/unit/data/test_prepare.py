@@ -334,6 +334,7 @@ def test_malformed_rows_are_dropped_counted_and_listed_when_asked_for(tmp_path):
 
 
 def test_a_micro_batch_names_the_rows_that_it_holds(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", questions(5))
     data = prepare(tmp_path, sample_packing=True)
     batches = TrainBatches(data, steps())
     assert batches.rows_of(0) == [data.place(example) for example in batches.examples_of(0)]
