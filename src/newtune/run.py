@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -19,6 +20,7 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, DataError, ExportError, Problem
 from newtune.logs import notice
 from newtune.model.adapters import read_adapter
+from newtune.model.eva import start_from_data
 from newtune.model.facts import read_model_facts
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
@@ -111,6 +113,10 @@ def train(config: RunConfig) -> RunReport:
     else:
         require_same_inputs(checkpoint.parent, inputs, source=plan.model.source)
     batches = training_data(prepared)
+    if checkpoint is None and plan.adapter is not None and plan.adapter.init == "eva":
+        assert isinstance(model, PeftModel)
+        assert isinstance(batches.train, TrainBatches)  # config/rules/adapter.py
+        start_from_data(model, plan.adapter, batches.train, autocast=plan.model.precision.autocast)
     trainer = build_trainer(
         plan,
         model,

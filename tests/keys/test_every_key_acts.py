@@ -125,6 +125,7 @@ CASES = [
     ("peft_init_lora_weights", "gaussian", ()),
     ("peft_trainable_token_indices", "[5]", ()),
     ("peft_ensure_weight_tying", "true", ()),
+    ("peft.loftq_config.loftq_bits", "4", ("--adapter", "qlora")),
     ("loraplus_lr_ratio", "16", ()),
     ("loraplus_lr_embedding", "0.1", ("--loraplus_lr_ratio", "16")),
     ("micro_batch_size", "2", ()),

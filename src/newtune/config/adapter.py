@@ -19,16 +19,16 @@ class LoftqSection(Section):
     """LoftQ: start from the adapter that best repairs the quantisation."""
 
     loftq_bits: Positive | None = None
-    """Bits of the quantisation, usually 4."""
+    """Bits of the quantised base: 4 with `adapter: qlora`."""
     loftq_iter: Positive | None = None
-    """Alternating steps."""
+    """Alternating steps. One: the base stays the checkpoint's, quantised."""
 
 
 class PeftSection(Section):
     """Further PEFT options."""
 
     loftq_config: LoftqSection | None = None
-    """LoftQ initialisation of the adapter."""
+    """LoftQ: an adapter on a quantised base starts by repairing it."""
 
 
 class AdapterSection(Section):
@@ -64,8 +64,9 @@ class AdapterSection(Section):
     peft_use_rslora: bool = False
     """Scale by `lora_alpha / sqrt(lora_r)` (rank-stabilised LoRA)."""
     peft_init_lora_weights: bool | str | None = None
-    """How the adapter starts: true (PEFT's default: no change of the model), false (random), or
-    `gaussian`, `pissa`, `pissa_niter_4`, `olora`, `eva`, ..."""
+    """How the adapter starts: true (PEFT's default: no change of the model), false (random),
+    `gaussian`, `orthogonal`, `pissa`, `pissa_niter_4` or `olora` (from the main part of the base's
+    weights), `eva` (from the training data; every layer keeps `lora_r`)."""
     peft_layer_replication: Annotated[tuple[Integers, ...], Field(strict=False)] | None = None
     """Ranges of layers to repeat, sharing their weights."""
     peft_trainable_token_indices: Integers | dict[str, Integers] | None = None

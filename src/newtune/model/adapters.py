@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+import torch
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from newtune.errors import ModelError
 from newtune.hub import HubError
@@ -18,6 +20,9 @@ from newtune.lookup import did_you_mean
 from newtune.model.head import LoraOutputHead, OutputHead, head_name, install_adapted_heads
 from newtune.model.sources import cannot_load
 from newtune.plan.parts import AdapterPlan
+
+MUTATING_INITS = ("pissa", "olora", "corda", "loftq")
+"""Initialisations that change the base weights of the adapted layers whenever PEFT loads them."""
 
 
 def attach_adapter(
@@ -35,13 +40,16 @@ def attach_adapter(
         return _continue(model, plan.continue_from)
     config = lora_config(model, plan, new_token_ids)
     try:
-        with _knowing():
+        with _knowing(), _found_again(config):
             peft_model = get_peft_model(model, config)
     except ValueError as error:
         if "arget modules" not in str(error):
             raise ModelError(f"the adapter does not fit this model: {error}") from error
         raise ModelError(_no_match(model, plan)) from error
     assert isinstance(peft_model, PeftModel)
+    _require_own_weights(peft_model, plan)
+    if plan.fan_in_fan_out and not _has_transposed_targets(peft_model):
+        notice("`lora_fan_in_fan_out` has no effect: the targets store their weights as (out, in)")
     tied = model.config.get_text_config().tie_word_embeddings
     if tied and any(isinstance(module, LoraOutputHead) for module in peft_model.modules()):
         notice(
@@ -49,6 +57,29 @@ def attach_adapter(
             "model ties the two; merging has to untie them"
         )
     return _finished(peft_model)
+
+
+def _has_transposed_targets(model: PeftModel) -> bool:
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers)
+
+
+def _require_own_weights(model: PeftModel, plan: AdapterPlan) -> None:
+    """Refuse to take a part out of a weight that serves elsewhere as well."""
+    if not (isinstance(plan.init, str) and plan.init.startswith(MUTATING_INITS)):
+        return
+    users: dict[int, list[str]] = {}
+    for name, parameter in model.get_base_model().named_parameters(remove_duplicate=False):
+        users.setdefault(id(parameter), []).append(name)
+    for names in users.values():
+        adapted = [name for name in names if name.endswith(".base_layer.weight")]
+        if adapted and len(names) > 1:
+            layer = adapted[0].removesuffix(".base_layer.weight")
+            raise ModelError(
+                f"peft_init_lora_weights: `{plan.init}` takes a part out of `{layer}`, whose "
+                "weight is tied to another layer's, and would change that one too. Leave it out "
+                "of `lora_target_modules`, or name it in `lora_modules_to_save`."
+            )
 
 
 def read_adapter(folder: str) -> AdapterPlan:
@@ -84,6 +115,8 @@ def lora_config(
     trained_rows = _trained_rows(model, plan, new_token_ids)
     if trained_rows:
         further.setdefault("trainable_token_indices", trained_rows)
+    if plan.init == "eva":
+        further["eva_config"] = EvaConfig(rho=1.0)
     if _saves_tied_weights(model, plan):
         further.setdefault("ensure_weight_tying", True)
     targets = plan.target_modules
@@ -111,7 +144,7 @@ def _continue(model: PreTrainedModel, folder: str) -> PeftModel:
     config = _read_adapter_config(folder)
     try:
         config._register_custom_module({OutputHead: LoraOutputHead})
-        with _knowing():
+        with _knowing(), _found_again(config):
             peft_model = PeftModel.from_pretrained(model, folder, config=config, is_trainable=True)
     except (HubError, OSError, ValueError, RuntimeError) as error:
         raise cannot_load(folder, "adapter (`lora_model_dir`)", error) from error
@@ -128,7 +161,9 @@ def _read_adapter_config(folder: str) -> LoraConfig:
 
 
 _ANSWERED_HERE = (
+    ("lora with eva initialization used with low_cpu_mem_usage=False", UserWarning),
     ("`is_gradient_checkpointing` is deprecated", FutureWarning),  # PEFT 0.21, transformers 5.23
+    ("fan_in_fan_out is set to True but the target module is `torch.nn.Linear`", UserWarning),
     ("fan_in_fan_out is set to False but the target module is `Conv1D`", UserWarning),
     ("Model has `tie_word_embeddings=True` and a tied layer is part of the adapter", UserWarning),
 )
@@ -141,6 +176,22 @@ def _knowing() -> Iterator[None]:
     with warnings.catch_warnings():
         for message, category in _ANSWERED_HERE:
             warnings.filterwarnings("ignore", re.escape(message), category)
+        yield
+
+
+@contextmanager
+def _found_again(config: LoraConfig) -> Iterator[None]:
+    """Draw from a fixed seed where PEFT finds a part of the base by sampling (`pissa_niter_4`).
+
+    That part is taken out of the base's weights whenever the adapter is loaded: it has to be the
+    same part, in whatever run and at whatever moment that is.
+    """
+    init = config.init_lora_weights
+    if not (isinstance(init, str) and init.startswith("pissa_niter")):
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         yield
 
 

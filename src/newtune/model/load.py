@@ -20,6 +20,7 @@ from newtune.model.adapters import attach_adapter
 from newtune.model.attention import register_attention
 from newtune.model.facts import model_builder, read_config, read_model_facts
 from newtune.model.head import base_model, head_name, install_head
+from newtune.model.loftq import repair_quantization
 from newtune.model.quantization import keep_layout, plain, quantized_loading
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
 from newtune.plan.adapters import is_unfrozen
@@ -57,12 +58,25 @@ def load_model(
         base.requires_grad_(requires_grad=False)
         model = attach_adapter(base, adapter, new_token_ids=list(new))
         model.peft_config["default"].revision = plan.revision
+        if adapter.repairs_quantization:
+            _repair_quantization(model, plan)
     store_trained_as(model, getattr(torch, plan.precision.trained_weights))
     model.to(torch.device(plan.device))  # type: ignore[arg-type]  # mypy loses the overload
     if plan.gradient_checkpointing:
         checkpoint_layers(model, dict(plan.gradient_checkpointing_kwargs))
     model.train()
     return model
+
+
+def _repair_quantization(model: PeftModel, plan: ModelPlan) -> None:
+    if plan.quantization is None or plan.quantization.stored:
+        raise ModelError(
+            f"peft.loftq_config: {plan.source} is stored quantised: what that took away is not "
+            "known. Give the checkpoint that is not quantised."
+        )
+    notice("LoftQ: the base is loaded once more, as it was before it was quantised")
+    lost, left = repair_quantization(model, _load(plan, _download(plan)))
+    notice(f"LoftQ: of what quantising took away ({lost:.4g}), {left / lost:.0%} is left")
 
 
 def fetch_weights(plan: ModelPlan) -> None:

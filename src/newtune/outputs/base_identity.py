@@ -9,12 +9,10 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from newtune.model.adapters import MUTATING_INITS
+
 SAMPLED_VALUES = 64
 """Values hashed of every tensor, its first ones: grown embedding rows stand at the end."""
-
-MUTATING_INITS = ("pissa", "olora", "corda", "loftq")
-"""Initialisations that change the base weights of the adapted layers (by SVD or QR, which differ
-in the last bit from one machine to the next): those layers are left out of the comparison."""
 
 TRAINED_PARTS = ("lora_", "modules_to_save", "trainable_tokens_")
 WRAPPERS = frozenset({"base_layer", "original_module", "token_adapter"})
@@ -56,6 +54,7 @@ def _base_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _mutated_layers(model: PeftModel) -> tuple[str, ...]:
+    # Found by SVD or QR, which differ in the last bit from one machine to the next.
     config = model.peft_config["default"]
     init = config.init_lora_weights if isinstance(config, LoraConfig) else True
     if not (isinstance(init, str) and init.startswith(MUTATING_INITS)):

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from newtune.errors import ModelError
+from newtune.model.adapters import MUTATING_INITS
 from newtune.model.head import LoraOutputHead, OutputHead, head_name
 from newtune.outputs.base_files import BaseFiles
-from newtune.outputs.base_identity import MUTATING_INITS
 from newtune.outputs.shards import NeedsWholeModel, ShardWriter
 from newtune.plan.parts import Dtype
 

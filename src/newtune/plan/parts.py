@@ -123,6 +123,8 @@ class AdapterPlan:
     target_parameters: tuple[str, ...] = ()
     further_arguments: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of PEFT's LoraConfig (`layers_pattern`, ...)."""
+    repairs_quantization: bool = False
+    """LoftQ: it starts from what quantising the base took away."""
 
 
 @dataclass(frozen=True)

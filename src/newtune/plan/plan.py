@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from newtune.config.adapter import PeftSection
 from newtune.config.quantization import BNB_DEFAULTS
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
@@ -277,7 +278,14 @@ def _plan_adapter(
             trainable_token_indices=keys.peft_trainable_token_indices,
             ensure_weight_tying=keys.peft_ensure_weight_tying,
         ),
+        repairs_quantization=_asks_for_loftq(keys.peft),
     )
+
+
+def _asks_for_loftq(keys: PeftSection | None) -> bool:
+    loftq = keys.loftq_config if keys else None
+    # One iteration is what there is; `loftq_needs_a_quantised_base` refuses others.
+    return loftq is not None and bool(loftq.loftq_bits) and (loftq.loftq_iter or 1) == 1
 
 
 def _given(**values: Any) -> Mapping[str, Any]:

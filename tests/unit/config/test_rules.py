@@ -12,6 +12,8 @@ from newtune.errors import ConfigError
 
 HELD_OUT = {"val_set_size": 0.1}
 LORA = {"adapter": "lora", "lora_target_linear": True}
+QLORA = {**LORA, "adapter": "qlora"}
+LOFTQ = {"peft": {"loftq_config": {"loftq_bits": 4}}}
 STREAM = {"streaming": True, "max_steps": 5}
 TEXT = {"pretraining_dataset": [{"path": "a"}], "datasets": None, "max_steps": 5}
 
@@ -248,6 +250,37 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
             {**LORA, "peft_layers_pattern": "layers"},
             {**LORA, "peft_layers_pattern": "layers", "peft_layers_to_transform": [0]},
         )
+    ],
+    "known_start": [
+        ({**LORA, "peft_init_lora_weights": "pisa"}, {**LORA, "peft_init_lora_weights": "pissa"}),
+        (
+            {**LORA, "peft_init_lora_weights": "loftq"},
+            {**LORA, "peft_init_lora_weights": "pissa_niter_16"},
+        ),
+        ({**LORA, "peft_init_lora_weights": "corda"}, {**LORA, "peft_init_lora_weights": True}),
+    ],
+    "orthogonal_needs_an_even_rank": [
+        (
+            {**LORA, "peft_init_lora_weights": "orthogonal", "lora_r": 3},
+            {**LORA, "peft_init_lora_weights": "orthogonal", "lora_r": 4},
+        )
+    ],
+    "eva_needs_data_at_hand": [
+        (
+            {**LORA, "peft_init_lora_weights": "eva", "streaming": True, "max_steps": 5},
+            {**LORA, "peft_init_lora_weights": "eva"},
+        )
+    ],
+    "loftq_needs_a_quantised_base": [
+        ({**LORA, **LOFTQ}, {**QLORA, **LOFTQ}),
+        ({**LORA, "load_in_8bit": True, **LOFTQ}, {**LORA, "load_in_4bit": True, **LOFTQ}),
+        (
+            {**QLORA, "peft": {"loftq_config": {"loftq_bits": 4, "loftq_iter": 2}}},
+            {**QLORA, "peft": {"loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}},
+        ),
+        ({**QLORA, "peft": {"loftq_config": {"loftq_iter": 1}}}, None),
+        ({**QLORA, **LOFTQ, "peft_init_lora_weights": "gaussian"}, None),
+        ({**QLORA, **LOFTQ, "peft_use_dora": True}, {**QLORA, **LOFTQ, "peft_use_rslora": True}),
     ],
     "lora_plus_needs_groups": [
         (

@@ -6,6 +6,7 @@ been found wrong already.
 
 from collections.abc import Collection
 
+from newtune.config.rules import adapter as _adapter  # noqa: F401 (enters its rules)
 from newtune.config.rules import model as _model  # noqa: F401 (enters its rules)
 from newtune.config.rules import order as _order  # noqa: F401 (enters its rules)
 from newtune.config.rules import streams as _streams  # noqa: F401 (enters its rules)

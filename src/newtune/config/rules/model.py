@@ -120,18 +120,6 @@ def _wanted(wanted: tuple[Any, ...] | type) -> str:
     return {float: "a number", list: "a list of module names", bool: "true or false"}[wanted]
 
 
-@about("peft_init_lora_weights", "load_in_4bit", "load_in_8bit", "adapter")
-def quantised_base_keeps_its_weights(config: RunConfig) -> Iterator[Problem]:
-    """An initialisation that takes a part out of the base's weights needs a base stored plainly."""
-    init = config.adapter.peft_init_lora_weights
-    quantised = config.quantization.load_in_4bit or config.quantization.load_in_8bit
-    if not (quantised or config.adapter.adapter == "qlora") or not isinstance(init, str):
-        return
-    if init.startswith(("pissa", "olora", "corda")):
-        reason = "takes a part out of the base's weights, which a quantised base cannot give"
-        yield Problem("peft_init_lora_weights", f"`{init}` {reason}", "Leave the key out.")
-
-
 @about("max_memory", "gpu_memory_limit")
 def one_memory_limit(config: RunConfig) -> Iterator[Problem]:
     """`max_memory` and `gpu_memory_limit` exclude each other."""
@@ -221,23 +209,6 @@ def pattern_needs_layers(config: RunConfig) -> Iterator[Problem]:
     """`peft_layers_pattern` needs `peft_layers_to_transform`."""
     if config.adapter.peft_layers_pattern and config.adapter.peft_layers_to_transform is None:
         yield Problem("peft_layers_pattern", "needs `peft_layers_to_transform`")
-
-
-@about("loraplus_lr_ratio", "optimizer")
-def lora_plus_needs_groups(config: RunConfig) -> Iterator[Problem]:
-    """LoRA+ needs an optimizer whose groups have learning rates of their own."""
-    name = config.training.optimizer
-    if config.adapter.loraplus_lr_ratio and name.startswith(("galore", "apollo")):
-        reason = f"does not act with `optimizer: {name}`, which makes its groups itself"
-        yield Problem("loraplus_lr_ratio", reason, "`adamw_torch` and most others take it.")
-
-
-@about("embedding_lr", "loraplus_lr_ratio")
-def one_rate_of_embeddings(config: RunConfig) -> Iterator[Problem]:
-    """`embedding_lr` and LoRA+ exclude each other: both give embeddings a learning rate."""
-    if config.training.embedding_lr is not None and config.adapter.loraplus_lr_ratio:
-        hint = "`loraplus_lr_embedding` is the rate of an adapter on an embedding."
-        yield Problem("embedding_lr", "excludes `loraplus_lr_ratio`", hint)
 
 
 # Several processes
