@@ -48,6 +48,7 @@ SHOWN_BY = {
     "total_num_tokens": f"{SETTINGS}::test_estimates_are_compared_with_what_is_counted",
     "group_by_length": f"{SETTINGS}::test_group_by_length",
     "lora_model_dir": f"{SETTINGS}::test_lora_model_dir",
+    "peft.loftq_config.loftq_iter": "unit/config/test_rules.py::test_a_broken_rule",
     "lora_target_linear": f"{SETTINGS}::test_lora_target_linear",
     "lora_target_parameters": f"{SETTINGS}::test_lora_target_parameters",
     "resume_from_checkpoint": f"{SETTINGS}::test_resuming",

@@ -59,7 +59,7 @@ def quantised_base_keeps_its_weights(config: RunConfig) -> Iterator[Problem]:
         yield Problem("peft_init_lora_weights", f"`{init}` {reason}", "Leave the key out.")
 
 
-@about("peft.loftq_config", "load_in_4bit", "load_in_8bit", "adapter")
+@about("peft", "load_in_4bit", "load_in_8bit", "adapter")
 def loftq_needs_a_quantised_base(config: RunConfig) -> Iterator[Problem]:
     """LoftQ repairs what quantising a base loses: it needs one in as many bits, and its start."""
     keys = config.adapter
