@@ -25,6 +25,7 @@ from newtune.model.facts import read_model_facts
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import fetch_weights, load_model
+from newtune.model.relora import join_rounds
 from newtune.model.tokenizer import load_tokenizer, new_token_ids, read_tokenizer
 from newtune.outputs.base_files import open_base
 from newtune.outputs.conversation import answer_ends, stop_ids
@@ -129,6 +130,8 @@ def train(config: RunConfig) -> RunReport:
         uploads.follow(trainer)
         with closing(batches):
             trainer.train(resume_from_checkpoint=checkpoint)
+        if plan.training.relora is not None:
+            join_rounds(cast("PeftModel", model))
         if isinstance(batches.train, StreamedBatches):
             write_json(run_dir.data_file, [*batches.train.read_at_end(), *counted_ahead(prepared)])
         save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)

@@ -42,6 +42,7 @@ TWO_DATASETS = (
     *("--datasets.0.weight", "3", "--datasets.1.weight", "1"),
     *("--datasets.0.split", "train[:4]"),
 )
+PLAIN_ADAMW = ("--optimizer", "adamw_torch")
 BY_SIZE = ("--dataset_mixing.by", "rows", "--dataset_mixing.temperature", "1")
 TEST_DATASET = (
     *("--test_datasets.0.path", "rows.jsonl", "--test_datasets.0.type", "alpaca"),
@@ -126,6 +127,15 @@ CASES = [
     ("peft_trainable_token_indices", "[5]", ()),
     ("peft_ensure_weight_tying", "true", ()),
     ("peft.loftq_config.loftq_bits", "4", ("--adapter", "qlora")),
+    ("relora", "true", ("--jagged_restart_steps", "4", *PLAIN_ADAMW)),
+    ("relora_steps", "4", PLAIN_ADAMW),
+    ("relora_warmup_steps", "2", ("--relora_steps", "4", *PLAIN_ADAMW)),
+    ("relora_anneal_steps", "2", ("--relora_steps", "4", *PLAIN_ADAMW)),
+    ("relora_prune_ratio", "0.5", ("--relora_steps", "4", *PLAIN_ADAMW)),
+    ("relora_prune_method", "reset", ("--relora_steps", "4", *PLAIN_ADAMW)),
+    ("jagged_restart_steps", "4", ()),
+    ("jagged_restart_warmup_steps", "2", ("--jagged_restart_steps", "4")),
+    ("jagged_restart_anneal_steps", "2", ("--jagged_restart_steps", "4")),
     ("loraplus_lr_ratio", "16", ()),
     ("loraplus_lr_embedding", "0.1", ("--loraplus_lr_ratio", "16")),
     ("micro_batch_size", "2", ()),

@@ -83,19 +83,21 @@ class AdapterSection(Section):
     loraplus_lr_embedding: PositiveFloat = 1e-6
     """LoRA+: learning rate of the adapter on an embedding."""
     relora: bool | None = None
-    """Merge the adapter into the model and start it anew at intervals."""
-    relora_steps: NotNegative | None = None
+    """ReLoRA: freeze what was learned every `relora_steps` and start the adapter anew beside it,
+    so that the sum reaches a higher rank. Given steps switch it on."""
+    relora_steps: Positive | None = None
     """Steps between two restarts of ReLoRA."""
     relora_warmup_steps: NotNegative | None = None
     """Warm-up after a restart of ReLoRA, in steps."""
     relora_anneal_steps: NotNegative | None = None
     """Cool-down before a restart of ReLoRA, in steps."""
-    relora_prune_ratio: float | None = None
-    """Share of the optimizer's state that a restart of ReLoRA drops."""
-    relora_prune_method: str | None = None
-    """How a restart of ReLoRA chooses what it drops."""
+    relora_prune_ratio: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Share of the optimizer's state that a restart of ReLoRA sets to zero."""
+    relora_prune_method: Literal["magnitude", "random", "reset"] | None = None
+    """How a restart of ReLoRA chooses: the smallest values (`magnitude`), random ones, or the whole
+    state (`reset`). Empty: `magnitude`, but `reset` where the optimizer's state is in 8 bits."""
     relora_cpu_offload: bool | None = None
-    """Merge on the CPU when ReLoRA restarts."""
+    """Where ReLoRA merges. newtune keeps what was learned beside the base and merges at the end."""
     qlora_sharded_model_loading: bool | None = None
     """Load a 4-bit base in shards."""
     merge_lora: bool | None = None

@@ -52,6 +52,21 @@ IDLE: tuple[Idle, ...] = (
         "the base is not quantised by bitsandbytes",
     ),
     Idle(
+        ("relora", "relora_*"),
+        lambda config: config.relora_every,
+        "ReLoRA is off: there is no `adapter`, or `relora` is false",
+    ),
+    Idle(
+        ("relora_prune_ratio",),
+        lambda config: config.adapter.relora_prune_method != "reset",
+        "`relora_prune_method: reset` drops the whole state",
+    ),
+    Idle(
+        ("jagged_restart_warmup_steps", "jagged_restart_anneal_steps"),
+        lambda config: config.training.jagged_restart_steps,
+        "`jagged_restart_steps` is not given",
+    ),
+    Idle(
         ("loraplus_lr_embedding",),
         lambda config: config.adapter.loraplus_lr_ratio,
         "`loraplus_lr_ratio` is not given",

@@ -27,7 +27,6 @@ _KERNELS = Later("LoRA kernels are not available yet")
 _COMPILE = Later("compiling the model is not available yet")
 _FP8 = Later("8-bit floating point is not available yet")
 _QAT = Later("quantisation-aware training is not available yet")
-_RELORA = Later("ReLoRA and restarted learning rates are not available yet")
 _PROCESSES = Later("training on several processes is not available yet")
 _ONE_IS_FINE = Later(_PROCESSES.missing, (1,))
 _RAY = Later("starting on a Ray cluster is not available yet")
@@ -73,8 +72,6 @@ LATER: Mapping[str, Later] = {
     "torch_compile*": _COMPILE,
     "flex_attn_compile_kwargs": _COMPILE,
     "peft_layer_replication": Later("repeating layers is not available yet"),
-    "relora*": _RELORA,
-    "jagged_restart_*": _RELORA,
     "fsdp": _PROCESSES,
     "fsdp_config": _PROCESSES,
     "deepspeed": _PROCESSES,

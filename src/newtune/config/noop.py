@@ -46,6 +46,7 @@ NO_OPS: Mapping[str, NoOp] = {
     "embeddings_skip_upcast": NoOp("frozen weights keep the precision of the run"),
     "experimental_skip_move_to_device": NoOp("each weight is loaded where it belongs"),
     "low_cpu_mem_usage": _ALWAYS,
+    "relora_cpu_offload": NoOp("what ReLoRA has learned stands beside the base, unmerged"),
     "peft_autocast_adapter_dtype": NoOp("the precision keys decide how the adapter is held"),
     "merge_lora": NoOp("`newtune merge` is a command of its own"),
     "save_safetensors": NoOp(

@@ -52,6 +52,14 @@ class RunConfig:
         """Say whether the training data is read while the run goes on."""
         return bool(self.data.pretraining_dataset or self.data.streaming)
 
+    @property
+    def relora_every(self) -> int | None:
+        """The steps of a round of ReLoRA; None where it is off."""
+        keys = self.adapter
+        if not keys.adapter or keys.relora is False:
+            return None
+        return keys.relora_steps or (self.training.jagged_restart_steps if keys.relora else None)
+
     def sections(self) -> Iterator[tuple[str, Section]]:
         """Yield (name, section) in the order of the reference."""
         for name in SECTIONS:

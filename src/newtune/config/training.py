@@ -113,7 +113,7 @@ class TrainingSection(Section):
     lisa_layers_attribute: str | None = None
     """LISA: where the layers are."""
     jagged_restart_steps: Positive | None = None
-    """Steps between two restarts of the learning rate."""
+    """Steps between two restarts of the learning rate: it goes on along `lr_scheduler`, dented."""
     jagged_restart_warmup_steps: NotNegative | None = None
     """Warm-up after such a restart, in steps."""
     jagged_restart_anneal_steps: NotNegative | None = None

@@ -196,6 +196,26 @@ class SchedulePlan:
     constant_ratio: float | None
     """`cosine_constant_lr_ratio`: share of the run after which the floor is held."""
     arguments: Mapping[str, Any]
+    restarts: "RestartPlan | None" = None
+
+
+@dataclass(frozen=True)
+class RestartPlan:
+    """Dents in the learning rate: down before every restart, up after it."""
+
+    every_steps: int
+    warmup_steps: int
+    anneal_steps: int
+
+
+@dataclass(frozen=True)
+class ReloraPlan:
+    """When a LoRA starts anew beside what it has learned, and what the optimizer forgets then."""
+
+    every_steps: int
+    prune_method: Literal["magnitude", "random", "reset"]
+    prune_ratio: float
+    """Share of the values that are set to zero; `reset` drops all of the state."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +282,7 @@ class TrainingPlan:
     dataloader_prefetch_factor: int | None
     flatten: bool = False
     """The sequences of a micro-batch are laid end to end in one row, without padding."""
+    relora: ReloraPlan | None = None
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,10 @@ def make_plan(
         trackers=plan_trackers(config.tracking, ledger),
         ledger=ledger,
     )
+    if training.relora is not None and new_tokens:
+        message = f"excludes training the rows of {new_tokens} added tokens, which start but once"
+        hint = "Use tokens that the tokenizer has, or leave ReLoRA out."
+        raise ConfigError([Problem("relora_steps", message, hint)])
     steps = training.steps
     tokens_per_step = ledger.decide("tokens_per_step", *_tokens_per_step(data, steps))
     trainable = count_trainable(

@@ -20,6 +20,7 @@ from newtune.plan.parts import (
     TrackerPlan,
     TrainingPlan,
 )
+from newtune.plan.restarts import plan_relora, plan_restarts
 from newtune.plan.sequences import shares_sequences
 from newtune.plan.steps import cadence, resolve_batch_size, resolve_warmup, steps_of_epochs
 
@@ -70,6 +71,7 @@ def plan_training(
             None if data.streamed else config.data.dataloader_prefetch_factor
         ),
         flatten=ledger.decide("training.flatten", flatten, why),
+        relora=plan_relora(config, world, steps.total_steps, ledger),
     )
 
 
@@ -175,6 +177,7 @@ def _plan_schedule(config: RunConfig, steps: StepPlan, ledger: Ledger) -> Schedu
         min_ratio=keys.cosine_min_lr_ratio,
         constant_ratio=keys.cosine_constant_lr_ratio,
         arguments=keys.lr_scheduler_kwargs or {},
+        restarts=plan_restarts(config, ledger),
     )
 
 

@@ -32,8 +32,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from newtune.errors import TrainingError
+from newtune.errors import ModelError, TrainingError
 from newtune.logs import notice
+from newtune.model.relora import has_past, has_rounds, load_rounds, save_rounds
 from newtune.run_dir import CHECKPOINT, MANIFEST, RunDir, write_json
 
 Model = PreTrainedModel | PeftModel
@@ -171,12 +172,16 @@ def save_weights(model: Model, folder: Path) -> None:
         TrainingError: a trained parameter is not in what was written.
     """
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(
+            str(folder), save_embedding_layers=False, selected_adapters=[model.active_adapter]
+        )
     else:
         # names as in memory, so that each parameter is found again whatever the hub calls it
         with _without_progress_bars():
             model.save_pretrained(folder, save_original_format=False)
     _require_all_parameters(model, saved_shapes(folder))
+    if isinstance(model, PeftModel) and has_past(model):
+        save_rounds(model, folder)
 
 
 @contextmanager
@@ -326,13 +331,16 @@ def load_weights(model: Model, checkpoint: Path) -> None:
     for path in sorted(checkpoint.glob("*.safetensors")):
         weights |= load_file(path)
     try:
+        if isinstance(model, PeftModel) and (has_past(model) or has_rounds(model, weights)):
+            load_rounds(model, weights)
+            return
         if isinstance(model, PeftModel):
             result: Any = set_peft_model_state_dict(
                 model, weights, adapter_name=model.active_adapter
             )
         else:
             result = model.load_state_dict(weights, strict=False)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ModelError) as error:
         raise TrainingError(f"{checkpoint} does not fit this model: {error}") from error
     present = dict(model.named_parameters())
     missing = [name for name in result.missing_keys if _is_trained(present.get(name))]

@@ -14,7 +14,7 @@ from functools import partial
 from newtune.config.choices import REFUSED_SCHEDULES, SCHEDULES_WITHOUT_FLOOR
 from newtune.errors import ConfigError, Problem
 from newtune.lookup import did_you_mean
-from newtune.plan.parts import SchedulePlan
+from newtune.plan.parts import RestartPlan, SchedulePlan
 
 Shape = Callable[..., float]
 """`(progress, **arguments) -> share`, for the part of a run after warm-up."""
@@ -136,7 +136,24 @@ def learning_rate_share(plan: SchedulePlan, total_steps: int) -> Callable[[int],
         after = partial(_inverse_sqrt, warmup=plan.warmup_steps, **plan.arguments)
     else:
         after = partial(_shaped, plan=plan, total_steps=total_steps)
-    return partial(_with_warmup, plan=plan, after=after)
+    share = partial(_with_warmup, plan=plan, after=after)
+    if plan.restarts is None:
+        return share
+    return partial(_dented, share=share, plan=plan.restarts, total_steps=total_steps)
+
+
+def _dented(
+    step: int, *, share: Callable[[int], float], plan: RestartPlan, total_steps: int
+) -> float:
+    """Return the share, going down before each restart and up after it, in straight lines."""
+    place = step % plan.every_steps
+    next_restart = step - place + plan.every_steps
+    factor = 1.0
+    if step >= plan.every_steps and place < plan.warmup_steps:
+        factor = place / plan.warmup_steps
+    if next_restart < total_steps and next_restart - step < plan.anneal_steps:
+        factor *= (next_restart - step) / plan.anneal_steps
+    return factor * share(step)
 
 
 def _with_warmup(step: int, *, plan: SchedulePlan, after: Callable[[int], float]) -> float:

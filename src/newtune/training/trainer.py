@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
+from peft import PeftModel
 from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -34,6 +35,7 @@ from newtune.training.feed import Streamed, TrainingData, loader
 from newtune.training.metrics import Meter, MeterClock, MetricsFile, TokenCounts, count_tokens
 from newtune.training.optim import build_optimizer
 from newtune.training.progress import ProgressDisplay
+from newtune.training.restarts import Restarts
 from newtune.training.run_state import Remembers, load_run_state, save_run_state
 from newtune.training.schedules import learning_rate_share
 from newtune.training.stopping import (
@@ -106,6 +108,7 @@ class NewtuneTrainer(Trainer):
         self._remembered |= watching
         return [
             MeterClock(self.meter),
+            *self._restarts(),
             cadence,
             self.stop,
             *watching.values(),
@@ -113,6 +116,13 @@ class NewtuneTrainer(Trainer):
             self.display,
             self.reporting,
         ]
+
+    def _restarts(self) -> list[Restarts]:
+        plan = self.plan.training
+        if plan.relora is None:
+            return []
+        assert isinstance(self.network, PeftModel)  # plan/restarts.py
+        return [Restarts(plan.relora, self.network, total_steps=plan.steps.total_steps)]
 
     def _stream_place(self) -> dict[str, StreamPlace]:
         if not isinstance(self.data.train, Streamed):

@@ -23,7 +23,6 @@ REFUSED = {
     "mistral_orpo": {"rl", "orpo_alpha"},
     "mixtral_unfrozen": {"deepspeed", "unfrozen_parameters.1"},
     "phi3_fft_dora": {"do_causal_lm_eval"},
-    "relora": {"relora_steps", "relora_warmup_steps"},
 }
 FILES = sorted(FOLDER.glob("*.yaml"))
 

@@ -13,6 +13,7 @@ from newtune.errors import ConfigError
 HELD_OUT = {"val_set_size": 0.1}
 LORA = {"adapter": "lora", "lora_target_linear": True}
 QLORA = {**LORA, "adapter": "qlora"}
+RELORA = {**LORA, "relora_steps": 10, "optimizer": "adamw_torch"}
 LOFTQ = {"peft": {"loftq_config": {"loftq_bits": 4}}}
 STREAM = {"streaming": True, "max_steps": 5}
 TEXT = {"pretraining_dataset": [{"path": "a"}], "datasets": None, "max_steps": 5}
@@ -281,6 +282,36 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
         ({**QLORA, "peft": {"loftq_config": {"loftq_iter": 1}}}, None),
         ({**QLORA, **LOFTQ, "peft_init_lora_weights": "gaussian"}, None),
         ({**QLORA, **LOFTQ, "peft_use_dora": True}, {**QLORA, **LOFTQ, "peft_use_rslora": True}),
+    ],
+    "relora_needs_an_interval": [
+        ({**LORA, "relora": True}, {**LORA, "relora": True, "jagged_restart_steps": 5}),
+        ({**RELORA, "jagged_restart_steps": 5}, {**RELORA, "relora": True}),
+    ],
+    "relora_starts_low_rank_matrices_anew": [
+        ({**RELORA, "peft_use_dora": True}, {**RELORA, "peft_use_rslora": True}),
+        ({**RELORA, "lora_modules_to_save": ["lm_head"]}, {**RELORA}),
+        ({**RELORA, "lora_model_dir": "./before"}, None),
+        (
+            {**RELORA, "peft_init_lora_weights": "pissa"},
+            {**RELORA, "peft_init_lora_weights": "gaussian"},
+        ),
+    ],
+    "relora_knows_the_state": [
+        ({**RELORA, "optimizer": "muon"}, {**RELORA, "optimizer": "adamw_bnb_8bit"}),
+        (
+            {**RELORA, "optimizer": "adamw_bnb_8bit", "relora_prune_method": "random"},
+            {**RELORA, "optimizer": "adamw_bnb_8bit", "relora_prune_method": "reset"},
+        ),
+    ],
+    "restarts_leave_room": [
+        (
+            {**RELORA, "relora_warmup_steps": 6, "relora_anneal_steps": 5},
+            {**RELORA, "relora_warmup_steps": 5, "relora_anneal_steps": 5},
+        ),
+        (
+            {"jagged_restart_steps": 4, "jagged_restart_warmup_steps": 5},
+            {"jagged_restart_steps": 4, "jagged_restart_warmup_steps": 4},
+        ),
     ],
     "lora_plus_needs_groups": [
         (
