@@ -2,9 +2,12 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from newtune.data.formats import Drop
+from newtune.data.sources import Source, TableRow, open_source
 from newtune.data.template_choice import shipped_templates
 from newtune.errors import DataError
 from talks import HI, QWEN, TOOL, A, E, U, called, read, shown
@@ -165,3 +168,50 @@ def test_a_turn_that_ends_with_the_next_role_is_trained_with_it_where_that_is_as
     assert shown(row, **asked, train_on_eot="none") == (
         f"{opening}⟦Hello⟧<|user|>\nBye<|assistant|>\n⟦Ciao⟧"
     )
+
+
+def test_nulls_that_a_table_put_into_arguments_are_left_out():
+    row = called({"a": 1, "b": None, "c": {"d": None, "e": [None, {"f": None}]}})
+    whole = '"arguments": {"a": 1, "b": null, "c": {"d": null, "e": [null, {"f": null}]}}'
+    assert whole in shown(row, template=QWEN)
+    assert '"arguments": {"a": 1, "c": {"e": [null, {}]}}' in shown(TableRow(row), template=QWEN)
+    text = TableRow(called('{"a": null}'))
+    assert '"arguments": {"a": null}' in shown(text, template=QWEN)
+
+
+def test_parquet_gives_calls_no_arguments_of_other_calls(tmp_path):
+    rows = [called({"a": 1}), called({"b": "x"})]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    source = Source(str(tmp_path / "rows.parquet"), cache_folder=tmp_path)
+    first, second = (
+        shown(entry.row, template=QWEN) for chunk in open_source(source).chunks() for entry in chunk
+    )
+    assert '"arguments": {"a": 1}}' in first
+    assert '"arguments": {"b": "x"}}' in second
+
+
+def test_weights_of_messages_may_be_numbers():
+    turns = [QUESTION, {**ANSWER, "weight": 0}, QUESTION, {**ANSWER, "weight": 1}]
+    text = shown({"messages": turns}, field_training="weight")
+    assert text == f"{U}Hi{E}\n{A}Hello{E}\n{U}Hi{E}\n{A}⟦Hello{E}⟧\n"
+    with pytest.raises(DataError, match="`weight` must be true or false, got 2"):
+        read({"messages": [QUESTION, {**ANSWER, "weight": 2}]}, field_training="weight")
+
+
+def test_a_system_column_beside_a_system_turn():
+    system = {"role": "system", "content": "Be kind."}
+    opening = "<|im_start|>system\nBe kind.<|im_end|>\n"
+    row = {"messages": [system, *HI], "system": "Be kind. "}
+    assert shown(row).startswith(opening)
+    other = {**row, "system": "Be brief."}
+    with pytest.raises(DataError, match="`system` and the system turn differ"):
+        read(other)
+    assert shown(other, field_system="none").startswith(opening)
+    assert shown(other, drop_system_message=True).startswith(U)
+    with pytest.raises(DataError, match="`system` must be text, got list"):
+        read({"messages": HI, "system": ["Be kind."]})
+
+
+def test_a_role_of_another_case_is_named_with_what_it_may_mean():
+    with pytest.raises(DataError, match=r"unknown role `User`.*`roles: \{user: \[User\]\}`"):
+        read({"messages": [{**QUESTION, "role": "User"}]})

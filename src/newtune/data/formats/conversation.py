@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from newtune.data.chat import ChatRenderer, Conversation, Turn
-from newtune.data.formats.messages import MessageReader, json_of
+from newtune.data.formats.messages import MessageReader, json_of, without_nulls
 from newtune.data.formats.options import ROLES, Format, FormatOptions, text_of
 from newtune.data.rendered import Drop, Outcome
 from newtune.data.sources import NumberedRow
@@ -152,14 +152,29 @@ def _conversation(row: NumberedRow, reader: MessageReader) -> Conversation | Dro
         return Drop("a question or an answer has no content")
     if options.drop_system_message:
         turns = [turn for turn in turns if turn.message["role"] != "system"]
-    elif turns[0].message["role"] != "system":
-        system = row.row.get(options.field_system) or options.default_system_message
-        if isinstance(system, str) and system:
-            train = "system" in options.roles_to_train or options.train_on_inputs
-            turns.insert(0, Turn({"role": "system", "content": system}, train))
+    else:
+        turns = _with_system(row, turns, options)
     if not turns:
         return Drop(f"`{column}` holds system messages only")
     return Conversation(turns, _tools(row, options.field_tools))
+
+
+def _with_system(row: NumberedRow, turns: list[Turn], options: FormatOptions) -> list[Turn]:
+    """Put the row's own system text, or else the default one, before the turns."""
+    own = text_of(row, options.field_system, optional=True)
+    first = turns[0].message
+    if first["role"] == "system":
+        if own and own.strip() != first["content"].strip():
+            raise DataError(
+                f"{row.place}: `{options.field_system}` and the system turn differ, and one would "
+                "be lost. `field_system: none` leaves the column out, `drop_system_message` both."
+            )
+        return turns
+    system = own or options.default_system_message
+    if not system:
+        return turns
+    train = "system" in options.roles_to_train or options.train_on_inputs
+    return [Turn({"role": "system", "content": system}, train), *turns]
 
 
 def _list(row: NumberedRow, column: str) -> list[Any] | None:
@@ -187,18 +202,5 @@ def _tools(row: NumberedRow, column: str) -> list[Any] | None:
     for tool in _list(row, column) or ():
         if isinstance(tool, str):
             tool = json_of(row.place, f"a tool in `{column}`", tool)
-        tools.append(_without_padding(tool))
+        tools.append(without_nulls(tool, keep=("const", "default")))
     return tools or None
-
-
-def _without_padding(schema: Any) -> Any:
-    """Leave out what a table filled up: properties of other rows' tools, which are null."""
-    if isinstance(schema, list):
-        return [_without_padding(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: _without_padding(value)
-        for key, value in schema.items()
-        if value is not None or key in ("const", "default")
-    }

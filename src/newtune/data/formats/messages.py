@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from newtune.data.chat import Detail, Turn
 from newtune.data.formats.options import ROLES, FormatOptions
-from newtune.data.sources import NumberedRow
+from newtune.data.sources import NumberedRow, TableRow
 from newtune.data.traced_json import JsonMapping
 from newtune.data.tracing import REASONING_FIELDS
 from newtune.data.turns import has_text, shorten
@@ -95,7 +95,8 @@ class MessageReader:
         has_content = "content" in fields
         fields["content"] = _content(place, role, fields.get("content", ""))
         if fields.get("tool_calls"):
-            fields["tool_calls"] = _tool_calls(place, fields["tool_calls"])
+            padded = isinstance(row.row, TableRow)
+            fields["tool_calls"] = _tool_calls(place, fields["tool_calls"], padded=padded)
         moved = _move_thinking(fields, self.options)
         if moved and has_text(fields[self.options.thinking_key]) and not self._writes_thinking:
             self._refuse_thinking(place, fields)
@@ -133,9 +134,10 @@ class MessageReader:
         if name not in self.role_of:
             hint = did_you_mean(name, self.role_of)
             known = ", ".join(sorted(self.role_of))
+            meant = self.role_of.get(name.strip().lower(), "assistant")
             raise DataError(
                 f"{place}: unknown role `{name}`; {hint + ' ' if hint else ''}known: {known}. "
-                "`roles` can name others: `roles: {assistant: [" + name + "]}`."
+                f"`roles` can name others: `roles: {{{meant}: [{name}]}}`."
             )
         return self.role_of[name]
 
@@ -169,11 +171,11 @@ class MessageReader:
         options = self.options
         flag = given.get(options.field_training) if options.field_training else None
         if flag is not None:
-            if not isinstance(flag, bool):
+            if flag not in (True, False):  # 1 and 0 are, too
                 raise DataError(
                     f"{place}: `{options.field_training}` must be true or false, got {flag!r}."
                 )
-            return flag, ()
+            return bool(flag), ()
         name = options.field_training_detail
         ranges = given.get(name) if name else None
         if ranges:
@@ -204,8 +206,11 @@ def _content(place: str, role: str, content: Any) -> str:
     return "".join(texts)
 
 
-def _tool_calls(place: str, calls: Any) -> list[dict[str, Any]]:
-    """Return tool calls with their arguments as mappings; they may have come as JSON text."""
+def _tool_calls(place: str, calls: Any, *, padded: bool) -> list[dict[str, Any]]:
+    """Return tool calls with their arguments as mappings; they may have come as JSON text.
+
+    `padded`: nulls in the arguments are a table's, for what other calls have.
+    """
     if isinstance(calls, str):
         calls = json_of(place, "`tool_calls`", calls) if calls.strip() else []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
@@ -214,14 +219,27 @@ def _tool_calls(place: str, calls: Any) -> list[dict[str, Any]]:
     for call in calls:
         made = {key: value for key, value in call.items() if value is not None}
         if isinstance(made.get("function"), dict):
-            made["function"] = _with_arguments(made["function"])
+            made["function"] = _with_arguments(made["function"], padded=padded)
         elif "arguments" in made:
-            made = _with_arguments(made)
+            made = _with_arguments(made, padded=padded)
         read.append(made)
     return read
 
 
-def _with_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
+def without_nulls(value: Any, *, keep: tuple[str, ...] = ()) -> Any:
+    """Leave out what a table filled up: null properties, but for those named in `keep`."""
+    if isinstance(value, list):
+        return [without_nulls(item, keep=keep) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: without_nulls(item, keep=keep)
+        for key, item in value.items()
+        if item is not None or key in keep
+    }
+
+
+def _with_arguments(function: Mapping[str, Any], *, padded: bool) -> dict[str, Any]:
     made = {key: value for key, value in function.items() if value is not None}
     given = made.get("arguments")
     arguments, source = given, None
@@ -232,6 +250,8 @@ def _with_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
             arguments, source = json.loads(given), given
         except JSON_ERRORS:
             return made  # templates may write text that is no JSON as it is
+    elif padded:
+        arguments = without_nulls(arguments)
     if isinstance(arguments, dict):
         mapping = JsonMapping(arguments)
         mapping.source = source

@@ -8,7 +8,15 @@ its rows stand in the file, and pickles as the file's path.
 
 from newtune.data.sources.files import Source
 from newtune.data.sources.open import open_source
-from newtune.data.sources.rows import CHUNK, Malformed, NumberedRow, Row, Rows, Table
+from newtune.data.sources.rows import (
+    CHUNK,
+    Malformed,
+    NumberedRow,
+    Row,
+    Rows,
+    Table,
+    TableRow,
+)
 from newtune.data.sources.split import parse_split
 
 __all__ = [
@@ -19,6 +27,7 @@ __all__ = [
     "Rows",
     "Source",
     "Table",
+    "TableRow",
     "open_source",
     "parse_split",
 ]

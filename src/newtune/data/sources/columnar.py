@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from newtune.data.sources.data_file import DataFile
-from newtune.data.sources.rows import Row, Table
+from newtune.data.sources.rows import Row, Table, TableRow
 from newtune.errors import DataError
 
 LARGEST_GROUP = 256 << 20
@@ -49,8 +49,7 @@ def rows_of(table: pa.Table, positions: range) -> list[Row]:
         part = table.slice(positions.start, len(positions))
     else:
         part = table.take(list(positions))
-    rows: list[Row] = part.to_pylist()
-    return rows
+    return [TableRow(row) for row in part.to_pylist()]
 
 
 class ParquetRows:

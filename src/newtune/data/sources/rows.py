@@ -28,6 +28,13 @@ class Malformed(dict[str, Any]):
         return Malformed, (self.reason,)
 
 
+class TableRow(dict[str, Any]):
+    """A row of a table with columns, which gives every nested object the keys of all of them.
+
+    So a null in one may be a value, or stand for a key that the row never had.
+    """
+
+
 class Table(Protocol):
     """Rows by position; positions count from 0.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from newtune.data.sources import NumberedRow
+from newtune.data.sources import NumberedRow, TableRow
 from newtune.data.stream.rows import Identity, changed
 from newtune.data.stream.state import Anchor
 from newtune.logs import notice
@@ -79,7 +79,7 @@ class HubRows:
             if position >= self.chosen.stop:
                 return
             if position >= start and position in self.chosen:
-                yield NumberedRow(position + 1, row, f"{self.name}, row {position + 1}")
+                yield NumberedRow(position + 1, TableRow(row), f"{self.name}, row {position + 1}")
             position += 1
 
     def anchor(self) -> Anchor | None:
