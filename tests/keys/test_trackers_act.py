@@ -54,6 +54,8 @@ def wandb_records(file: Path):
 
 def test_wandb(tmp_path, monkeypatch):
     needs("wandb")
+    import wandb
+
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # a busy machine starts its process slowly
     run = train(
@@ -69,6 +71,7 @@ def test_wandb(tmp_path, monkeypatch):
         wandb_watch="gradients",
         wandb_log_model="end",
     )
+    wandb.finish()  # its process writes aside; the file is whole after this
     (file,) = (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")
     records = list(wandb_records(file))
     (started,) = [record.run for record in records if record.HasField("run")][:1]
