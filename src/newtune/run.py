@@ -38,6 +38,7 @@ from newtune.outputs.load import (
     load_folder,
     load_result,
     load_trained,
+    load_untrained,
     trained_system_message,
 )
 from newtune.outputs.merge import Merged, merge_adapter, require_mergeable
@@ -170,6 +171,7 @@ def merge(
         base_source=plan.model.source,
         open_base=partial(open_base, plan.model, tokenizer),
         load_to_merge=partial(load, dequantized=True) if quantization else None,
+        load_base=partial(load_untrained, plan.model, tokenizer),
         adapter_dtype=plan.model.precision.trained_weights,
         base_bits=quantization.bits if quantization else None,
         dtype=dtype

@@ -8,9 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from newtune.config.load import load_config
-from newtune.run import evaluate, merge, train
+from newtune.errors import ExportError
+from newtune.run import evaluate, load_for_inference, merge, train
 from newtune.run_dir import ADAPTER_WEIGHTS, read_json_lines
 from tiny import save_tiny_checkpoint
 
@@ -70,6 +74,8 @@ KINDS = {
         "gpt2", "lora_target_modules: [c_attn]", "peft_init_lora_weights: pissa",
     ),
 }  # fmt: skip
+ORDINARY = ("orthogonal", "eva", "lora+")
+"""Kinds that leave files like those of `lora`, and are merged like it."""
 MUTATING = [name for name in KINDS if "pissa" in name or name == "olora"]
 
 
@@ -139,7 +145,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(runs, kind, tmp_path):
     assert losses(half)[-1] == losses(folder / "out")[-1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ORDINARY])
 def test_the_merged_model_is_the_trained_one(runs, kind):
     folder = runs(kind)
     merged = merge(config_of(folder), overwrite=True)
@@ -148,7 +154,7 @@ def test_the_merged_model_is_the_trained_one(runs, kind):
     assert scores["eval_loss"] == pytest.approx(losses(folder / "out")[-1], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*MUTATING, "dora", "experts"])
+@pytest.mark.parametrize("kind", ["olora", "pissa by sampling", "pissa and dora", "experts"])
 def test_another_run_goes_on_from_where_it_ended(runs, kind, tmp_path):
     folder = runs(kind)
     drop = ("lora_r", "lora_dropout", "lora_target", "peft_", "lora_fan")
@@ -158,3 +164,26 @@ def test_another_run_goes_on_from_where_it_ended(runs, kind, tmp_path):
     model_dir = ("--lora_model_dir", str(folder / "out"), "--output_dir", str(tmp_path / "out"))
     train(config_of(tmp_path, *model_dir, "--max_steps", "1", "--eval_steps", "1"))
     assert losses(tmp_path / "out")[0] == losses(folder / "out")[-1]
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "transposed pissa", "relora"])
+def test_peft_alone_loads_the_same_model(runs, kind):
+    folder = runs(kind)
+    config = config_of(folder)
+    plain = AutoModelForCausalLM.from_pretrained(config.model.base_model, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(plain, folder / "out").eval()
+    ours = load_for_inference(config, which="adapter").model
+    tokens = torch.tensor([[7, 8, 9, 10, 11]])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens).logits)
+
+
+@pytest.mark.parametrize("kind", ["lora", "pissa", "olora"])
+def test_an_adapter_that_learned_nothing_is_not_merged(runs, kind, tmp_path):
+    """What PiSSA takes out of the base is no news: the proof looks at the base as it was."""
+    folder = runs(kind)
+    still = ("--learning_rate", "1e-12", "--output_dir", str(tmp_path / "out"), "--eval_steps", "")
+    config = config_of(folder, *still, "--max_steps", "1", "--save_steps", "1")
+    train(config)
+    with pytest.raises(ExportError, match=r"not what was trained"):
+        merge(config)

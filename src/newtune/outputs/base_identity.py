@@ -42,6 +42,13 @@ def identify_base(model: PeftModel, *, source: str, revision: str | None) -> Bas
     return BaseIdentity(source, revision, "+".join(sorted(dtypes)), digest.hexdigest())
 
 
+def changes_base(model: PeftModel) -> bool:
+    """Tell whether loading the adapter took a part out of the base's weights."""
+    config = model.peft_config["default"]
+    init = config.init_lora_weights if isinstance(config, LoraConfig) else True
+    return isinstance(init, str) and init.startswith(MUTATING_INITS)
+
+
 def _base_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     skipped = _mutated_layers(model)
     for name, tensor in model.get_base_model().named_parameters(remove_duplicate=False):
@@ -55,9 +62,7 @@ def _base_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
 
 def _mutated_layers(model: PeftModel) -> tuple[str, ...]:
     # Found by SVD or QR, which differ in the last bit from one machine to the next.
-    config = model.peft_config["default"]
-    init = config.init_lora_weights if isinstance(config, LoraConfig) else True
-    if not (isinstance(init, str) and init.startswith(MUTATING_INITS)):
+    if not changes_base(model):
         return ()
     modules = model.get_base_model().named_modules()
     return tuple(name for name, module in modules if isinstance(module, BaseTunerLayer))

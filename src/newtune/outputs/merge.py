@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from newtune.errors import ExportError, ModelError
 from newtune.logs import logger, notice
 from newtune.outputs.base_files import BaseFiles
-from newtune.outputs.base_identity import identify_base
+from newtune.outputs.base_identity import changes_base, identify_base
 from newtune.outputs.merge_shards import merge_shards
 from newtune.outputs.predictions import Examples
 from newtune.outputs.save import (
@@ -43,6 +43,7 @@ from newtune.outputs.verify import (
     MergeReport,
     compare_merged,
     read_reference,
+    with_base,
 )
 from newtune.plan.parts import Dtype
 from newtune.run_dir import ADAPTER_WEIGHTS, FULL_WEIGHTS, RunDir, write_json
@@ -67,6 +68,7 @@ def merge_adapter(
     dtype: Dtype,
     open_base: Callable[[], BaseFiles] | None = None,
     load_to_merge: Callable[[], PeftModel] | None = None,
+    load_base: Callable[[], PreTrainedModel] | None = None,
     adapter_dtype: Dtype = "float32",
     base_bits: int | None = None,
     source: str = "held-out rows",
@@ -78,7 +80,8 @@ def merge_adapter(
     `load_trained` gives base + adapter as `load.load_trained` does; it is called once, after
     the cheap refusals, and once more where the base cannot be merged shard by shard from the
     files that `open_base` opens. `load_to_merge` then gives the same over ordinary layers, for
-    a base stored in `base_bits`, whose own layers cannot take the adapter in. `keep` keeps a
+    a base stored in `base_bits`, whose own layers cannot take the adapter in. `load_base` gives
+    the base as it was, for adapters that change its weights. `keep` keeps a
     merged model that fails its proof, marked as such, instead of removing it (the call raises
     either way).
 
@@ -94,7 +97,10 @@ def merge_adapter(
     attention, device = trained.config._attn_implementation, trained.device
     with staging_folder(run_dir.root) as kept, staging_folder(run_dir.root) as stage:
         reference = read_reference(trained, examples, source=source, folder=kept)
+        changed = changes_base(trained)
         del trained  # from here on, one shard; for the comparison, one model
+        if changed and load_base is not None:
+            reference = with_base(reference, load_base(), folder=kept)
         written = None
         if open_base is not None:
             written = _write_by_shard(open_base, run_dir.root, stage, dtype, adapter_dtype)

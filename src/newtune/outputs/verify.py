@@ -12,7 +12,7 @@ predictions of the trained tokens (teacher-forced): that is where the adapter wa
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,17 @@ def read_reference(
     with trained.disable_adapter():
         base = _kept(trained_logits(trained, chosen), folder, "base")
     return Reference(tuple(chosen), adapter, base, source)
+
+
+def with_base(
+    reference: Reference, base: PreTrainedModel, *, folder: Path | None = None
+) -> Reference:
+    """Return the reference with what a base predicts that no adapter has changed.
+
+    Some adapters take a part out of the base's weights (PiSSA): without them it is not the base.
+    """
+    logits = trained_logits(base, reference.examples)
+    return replace(reference, base=_kept(logits, folder, "untouched"))
 
 
 def _kept(batches: Iterator[Tensor], folder: Path | None, name: str) -> Iterable[Tensor]:
