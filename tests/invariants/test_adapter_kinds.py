@@ -16,7 +16,7 @@ from newtune.config.load import load_config
 from newtune.errors import ExportError
 from newtune.run import evaluate, load_for_inference, merge, train
 from newtune.run_dir import ADAPTER_WEIGHTS, read_json_lines
-from tiny import save_tiny_checkpoint
+from tiny import save_tiny_checkpoint, tiny_tokenizer
 
 ROWS = [
     {"instruction": f"Say {word}", "output": f"{word} {word}"}
@@ -187,3 +187,14 @@ def test_an_adapter_that_learned_nothing_is_not_merged(runs, kind, tmp_path):
     train(config)
     with pytest.raises(ExportError, match=r"not what was trained"):
         merge(config)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_a_base_that_differs_where_the_adapter_takes_from_is_another_base(runs, kind, tmp_path):
+    folder, other = runs(kind), tmp_path / "model"
+    model = AutoModelForCausalLM.from_pretrained(config_of(folder).model.base_model)
+    model.get_submodule("model.layers.0.mlp.up_proj").weight.data[0, 0] += 0.5
+    model.save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    with pytest.raises(ExportError, match="are not those that the adapter was trained on"):
+        merge(config_of(folder, "--base_model", str(other)), overwrite=True)

@@ -17,12 +17,16 @@ from newtune.errors import ModelError
 from newtune.hub import HubError
 from newtune.logs import notice
 from newtune.lookup import did_you_mean
+from newtune.model.fingerprint import fingerprint
 from newtune.model.head import LoraOutputHead, OutputHead, head_name, install_adapted_heads
 from newtune.model.sources import cannot_load
 from newtune.plan.parts import AdapterPlan
 
 MUTATING_INITS = ("pissa", "olora", "corda", "loftq")
 """Initialisations that change the base weights of the adapted layers whenever PEFT loads them."""
+
+UNTOUCHED_BASE = "fingerprint_of_untouched_base"
+"""Name of a buffer of such a model, on no disk: the fingerprint of the base as it was before."""
 
 
 def attach_adapter(
@@ -39,6 +43,7 @@ def attach_adapter(
     if plan.continue_from is not None:
         return _continue(model, plan.continue_from)
     config = lora_config(model, plan, new_token_ids)
+    before = _before_it_changes(model, config)
     try:
         with _knowing(), _found_again(config):
             peft_model = get_peft_model(model, config)
@@ -56,7 +61,7 @@ def attach_adapter(
             "the LoRA on the output head leaves the embeddings as they are, although the base "
             "model ties the two; merging has to untie them"
         )
-    return _finished(peft_model)
+    return _finished(peft_model, before)
 
 
 def _has_transposed_targets(model: PeftModel) -> bool:
@@ -142,13 +147,22 @@ def lora_config(
 def _continue(model: PreTrainedModel, folder: str) -> PeftModel:
     """Load an adapter so that it trains on."""
     config = _read_adapter_config(folder)
+    before = _before_it_changes(model, config)
     try:
         config._register_custom_module({OutputHead: LoraOutputHead})
         with _knowing(), _found_again(config):
             peft_model = PeftModel.from_pretrained(model, folder, config=config, is_trainable=True)
     except (HubError, OSError, ValueError, RuntimeError) as error:
         raise cannot_load(folder, "adapter (`lora_model_dir`)", error) from error
-    return _finished(peft_model)
+    return _finished(peft_model, before)
+
+
+def _before_it_changes(model: PreTrainedModel, config: LoraConfig) -> bytes | None:
+    """Return the fingerprint of a base of which the adapter will take a part."""
+    init = config.init_lora_weights
+    if not (isinstance(init, str) and init.startswith(MUTATING_INITS)):
+        return None
+    return fingerprint(model.named_parameters())
 
 
 def _read_adapter_config(folder: str) -> LoraConfig:
@@ -195,8 +209,11 @@ def _found_again(config: LoraConfig) -> Iterator[None]:
         yield
 
 
-def _finished(model: PeftModel) -> PeftModel:
+def _finished(model: PeftModel, untouched_base: bytes | None) -> PeftModel:
     install_adapted_heads(model)
+    if untouched_base is not None:
+        digest = torch.tensor(list(untouched_base), dtype=torch.uint8)
+        model.register_buffer(UNTOUCHED_BASE, digest, persistent=False)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             # Under autocast the cast to the adapter's float32 is undone at once, for two more

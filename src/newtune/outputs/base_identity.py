@@ -1,18 +1,14 @@
 """Tell whether a base model is the one that an adapter was trained on."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from newtune.model.adapters import MUTATING_INITS
-
-SAMPLED_VALUES = 64
-"""Values hashed of every tensor, its first ones: grown embedding rows stand at the end."""
+from newtune.model.adapters import MUTATING_INITS, UNTOUCHED_BASE
+from newtune.model.fingerprint import fingerprint
 
 TRAINED_PARTS = ("lora_", "modules_to_save", "trainable_tokens_")
 WRAPPERS = frozenset({"base_layer", "original_module", "token_adapter"})
@@ -32,14 +28,11 @@ class BaseIdentity:
 
 def identify_base(model: PeftModel, *, source: str, revision: str | None) -> BaseIdentity:
     """Return the identity of the base below an adapter; the adapter itself has no part in it."""
-    digest = hashlib.sha256()
-    dtypes = set()
-    for name, tensor in sorted(_base_tensors(model)):
-        values = tensor.detach().flatten()[:SAMPLED_VALUES].cpu()
-        dtypes.add(str(tensor.dtype).removeprefix("torch."))
-        digest.update(f"{name} {tuple(tensor.shape[1:])} {tensor.dtype}".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return BaseIdentity(source, revision, "+".join(sorted(dtypes)), digest.hexdigest())
+    tensors = list(_base_tensors(model))
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors}
+    if (untouched := dict(model.named_buffers()).get(UNTOUCHED_BASE)) is not None:
+        tensors.append((UNTOUCHED_BASE, untouched))
+    return BaseIdentity(source, revision, "+".join(sorted(dtypes)), fingerprint(tensors).hex())
 
 
 def changes_base(model: PeftModel) -> bool:
@@ -61,7 +54,8 @@ def _base_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _mutated_layers(model: PeftModel) -> tuple[str, ...]:
-    # Found by SVD or QR, which differ in the last bit from one machine to the next.
+    # What is left of them differs in the last bits from one machine to the next. `attach_adapter`
+    # keeps a fingerprint of what they were.
     if not changes_base(model):
         return ()
     modules = model.get_base_model().named_modules()

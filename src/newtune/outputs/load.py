@@ -134,7 +134,8 @@ def load_trained(
 
     With `dequantized`, a quantised base's layers are ordinary ones, to merge into.
     """
-    base = load_untrained(plan, tokenizer, dequantized=dequantized)
+    # On the CPU, as in training: what PiSSA samples from the weights is not the same on a GPU.
+    base = _base_to_adapt(plan, tokenizer, dequantized=dequantized)
     model = attach_adapter(base, replace(adapter, continue_from=str(folder)))
     store_trained_as(model, getattr(torch, plan.precision.trained_weights))
     for parameter in model.parameters():
@@ -144,10 +145,17 @@ def load_trained(
     return model
 
 
-def load_untrained(
+def load_untrained(plan: ModelPlan, tokenizer: Tokenizer) -> PreTrainedModel:
+    """Return the base as the training saw it before its first step, on its device."""
+    model = _base_to_adapt(plan, tokenizer)
+    torch.nn.Module.to(model, plan.device)
+    model.train(mode=False)
+    return model
+
+
+def _base_to_adapt(
     plan: ModelPlan, tokenizer: Tokenizer, *, dequantized: bool = False
 ) -> PreTrainedModel:
-    """Return the base as the training saw it before its first step, on its device."""
     if plan.attention.startswith(("flash_attention", "flex_attention")):
         plan = replace(plan, attention="sdpa")  # they take no float32, or no single new token
     model = load_base(plan, dequantized=dequantized)
@@ -155,8 +163,6 @@ def load_untrained(
     install_head(model)
     for parameter in model.parameters():
         parameter.requires_grad = False
-    torch.nn.Module.to(model, plan.device)
-    model.train(mode=False)
     return model
 
 
