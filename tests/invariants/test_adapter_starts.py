@@ -78,6 +78,12 @@ def test_a_tied_weight_is_not_taken_apart(init):
     attached("llama", init=init, target_modules=("q_proj", "lm_head"))  # not tied
 
 
+def test_olora_of_transposed_layers_is_refused():
+    """PEFT would take the part the wrong way round, without an error where a layer is square."""
+    with pytest.raises(ModelError, match="the wrong way round"):
+        attached("gpt2", init="olora", target_modules=("c_proj",))
+
+
 def test_fan_in_fan_out_where_nothing_is_transposed_is_answered(caplog):
     with caplog.at_level("INFO", logger="newtune"):
         attached("gpt2", target_modules=("c_attn",), fan_in_fan_out=True)
@@ -159,6 +165,16 @@ def test_loftq_gives_back_the_most_that_its_rank_can(wide, bits, use_rslora):
         # Eckart-Young: no matrix of rank 4 comes closer than by the other singular values
         best = torch.linalg.svdvals(lost)[4:].square().sum().sqrt()
         torch.testing.assert_close(left, best, rtol=1e-3, atol=1e-5)
+
+
+def test_loftq_of_transposed_layers(tmp_path):
+    folder = save_tiny_checkpoint(tmp_path / "gpt2", "gpt2", n_embd=64)
+    model = loaded(folder, repairs_quantization=True, target_modules=("attn.c_proj",))
+    plain = load_model(plan_of(folder), None, tokenizer=tiny_tokenizer())
+    name = "transformer.h.0.attn.c_proj"  # square: nothing but its values tells in from out
+    layer = model.get_base_model().get_submodule(name)
+    lost = plain.get_submodule(name).weight.T - dequantize_module_weight(layer.get_base_layer())
+    assert (lost - layer.get_delta_weight("default")).norm() < 0.9 * lost.norm()
 
 
 def test_loftq_brings_the_model_nearer_to_the_one_that_was_quantised(wide):

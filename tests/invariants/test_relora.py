@@ -9,12 +9,19 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from newtune.errors import ModelError
-from newtune.model.head import install_head
-from newtune.model.relora import has_past, join_rounds, load_rounds, save_rounds, start_round
+from newtune.model.head import LoraOutputHead, OutputHead, compute_loss_sum, install_head
+from newtune.model.relora import (
+    has_past,
+    join_rounds,
+    load_rounds,
+    require_rounds,
+    save_rounds,
+    start_round,
+)
 from newtune.plan.parts import ReloraPlan, RestartPlan, SchedulePlan
 from newtune.training.restarts import forget
 from newtune.training.schedules import learning_rate_share
-from runs import TinyRun
+from runs import TinyRun, packed, plain_loss_sum
 from tiny import tiny_llama
 
 TOKENS = torch.tensor([[7, 8, 9, 10]])
@@ -24,7 +31,9 @@ def adapter(**lora):
     model = tiny_llama(seed=1)
     install_head(model)
     options = {"r": 2, "lora_alpha": 3, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return get_peft_model(model, LoraConfig(**{**options, **lora})).eval()
+    config = LoraConfig(**{**options, **lora})
+    config._register_custom_module({OutputHead: LoraOutputHead})
+    return get_peft_model(model, config).eval()
 
 
 def learn(model):
@@ -93,6 +102,20 @@ def test_a_checkpoint_gives_past_and_present_back(tmp_path):
     assert torch.equal(logits(model), logits(again))
 
 
+def test_the_state_before_the_first_round_ended_comes_back(tmp_path):
+    model = adapter()
+    learn(model)
+    model.save_pretrained(tmp_path)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    expected = logits(model)
+    start_round(model)
+    learn(model)
+    load_rounds(model, load_file(tmp_path / "adapter_model.safetensors"))
+    assert torch.equal(logits(model), expected)
+    assert not has_past(model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
+
+
 def test_joined_rounds_are_an_adapter_like_any_other():
     model = adapter()
     learn(model)
@@ -122,8 +145,20 @@ def test_the_sum_reaches_a_higher_rank_than_one_round(tmp_path):
 
 def test_an_adapted_embedding_is_refused():
     model = adapter(target_modules=["embed_tokens"])
-    with pytest.raises(ModelError, match="cannot be started anew"):
-        start_round(model)
+    with pytest.raises(ModelError, match=r"`model.embed_tokens`\) cannot be started anew"):
+        require_rounds(model)
+
+
+def test_an_adapted_head_computes_the_loss_of_all_rounds():
+    model = adapter(target_modules=["q_proj", "lm_head"])
+    learn(model)
+    batch = packed(1)[0]
+    before = compute_loss_sum(model, batch)[0]
+    start_round(model)
+    torch.testing.assert_close(compute_loss_sum(model, batch)[0], before)
+    learn(model)
+    plain = plain_loss_sum(model, batch)[0]
+    torch.testing.assert_close(compute_loss_sum(model, batch)[0], plain)
 
 
 # --- what the optimizer forgets

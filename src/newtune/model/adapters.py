@@ -42,6 +42,11 @@ def attach_adapter(
     """
     if plan.continue_from is not None:
         return _continue(model, plan.continue_from)
+    if plan.init == "olora" and any(isinstance(module, Conv1D) for module in model.modules()):
+        raise ModelError(
+            f"peft_init_lora_weights: PEFT's `olora` takes the weights of {type(model).__name__}, "
+            "which are stored as (in, out), the wrong way round. `pissa` takes them right."
+        )
     config = lora_config(model, plan, new_token_ids)
     before = _before_it_changes(model, config)
     try:

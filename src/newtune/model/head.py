@@ -103,13 +103,17 @@ class LoraOutputHead(LoraLinear):
             return logits
         if self.disable_adapters or self.merged or not self.active_adapters:
             return head.loss(x, head.weight)
-        (name,) = self.active_adapters
+        pairs = [self._low_rank(name, head.rows(x)) for name in self.active_adapters]
+        inner, up = torch.cat([one for one, _ in pairs], -1), torch.cat([b for _, b in pairs], -1)
+        return head.loss(x, head.weight, low_rank=(inner, up))
+
+    def _low_rank(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s · A x [tokens, rank] and B [vocab, rank] of one adapter."""
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
         assert isinstance(down, Tensor)
         assert isinstance(up, Tensor)
-        rows = self.lora_dropout[name](head.rows(x).to(down.dtype))
-        inner = nn.functional.linear(rows, down) * self.scaling[name]
-        return head.loss(x, head.weight, low_rank=(inner, up))
+        rows = self.lora_dropout[name](rows.to(down.dtype))
+        return nn.functional.linear(rows, down) * self.scaling[name], up
 
 
 class TokensOutputHead(TrainableTokensLayer):

@@ -9,6 +9,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from newtune.errors import ModelError
 
@@ -27,7 +28,10 @@ def repair_quantization(model: PeftModel, original: nn.Module) -> tuple[float, f
     """
     before = after = 0.0
     for name, layer in _quantized_layers(model):
-        weight = original.get_submodule(name).get_parameter("weight").float()
+        module = original.get_submodule(name)
+        weight = module.get_parameter("weight").float()
+        if isinstance(module, Conv1D):  # stored as (in, out); bitsandbytes stores all as (out, in)
+            weight = weight.T
         lost = weight - dequantize_module_weight(layer.get_base_layer()).float().to(weight.device)
         left = lost - _start(layer, lost)
         before, after = before + float(lost.square().sum()), after + float(left.square().sum())

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,8 +29,6 @@ PRESENT, PAST = "default", "past"
 @torch.no_grad()
 def start_round(model: PeftModel) -> None:
     """Freeze what was learned and let the adapter start anew; the model computes the same."""
-    for layer in _layers(model):
-        _require_linear(layer)
     ended = {name: _matrices(layer, PRESENT) for name, layer in _named_layers(model)}
     past = {
         name: _matrices(layer, PAST) for name, layer in _named_layers(model) if PAST in layer.lora_A
@@ -39,6 +38,20 @@ def start_round(model: PeftModel) -> None:
     for layer in _layers(model):
         start = init if init == "gaussian" else True
         layer.reset_lora_parameters(PRESENT, start)  # type: ignore[no-untyped-call]
+
+
+def require_rounds(model: PeftModel) -> None:
+    """Check before the first step that the adapter can be started anew.
+
+    Raises:
+        ModelError: it trains more than the matrices of linear layers.
+    """
+    for name, layer in _named_layers(model):
+        if PRESENT not in layer.lora_A or isinstance(layer, ParamWrapper):
+            raise ModelError(
+                f"relora: a LoRA on embeddings or bare parameters (`{name}`) cannot be started "
+                "anew. Leave it out of `lora_target_modules`."
+            )
 
 
 def has_past(model: nn.Module) -> bool:
@@ -190,11 +203,3 @@ def _named_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
 
 def _layers(model: PeftModel) -> list[LoraLayer]:
     return [layer for _, layer in _named_layers(model)]
-
-
-def _require_linear(layer: LoraLayer) -> None:
-    if PRESENT not in layer.lora_A or not isinstance(layer.lora_A[PRESENT], nn.Linear):
-        raise ModelError(
-            "relora: a LoRA on embeddings or bare parameters cannot be started anew. Leave them "
-            "out of `lora_target_modules`."
-        )

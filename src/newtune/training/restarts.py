@@ -10,14 +10,19 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from newtune.logs import notice
-from newtune.model.relora import start_round
+from newtune.model.relora import require_rounds, start_round
 from newtune.plan.parts import ReloraPlan
 
 
 class Restarts(TrainerCallback):
-    """Starts a new round of ReLoRA every so many steps; the last round goes on to the end."""
+    """Starts a new round of ReLoRA every so many steps; the last round goes on to the end.
+
+    Raises:
+        ModelError: the adapter trains what cannot be started anew.
+    """
 
     def __init__(self, plan: ReloraPlan, model: PeftModel, *, total_steps: int) -> None:
+        require_rounds(model)
         self.plan = plan
         self.model = model
         self.total_steps = total_steps

@@ -14,6 +14,8 @@ HELD_OUT = {"val_set_size": 0.1}
 LORA = {"adapter": "lora", "lora_target_linear": True}
 QLORA = {**LORA, "adapter": "qlora"}
 RELORA = {**LORA, "relora_steps": 10, "optimizer": "adamw_torch"}
+EXPERTS = {"adapter": "lora", "lora_target_parameters": ["mlp.experts.down_proj"]}
+EXPERTS |= {"lora_dropout": 0}
 LOFTQ = {"peft": {"loftq_config": {"loftq_bits": 4}}}
 STREAM = {"streaming": True, "max_steps": 5}
 TEXT = {"pretraining_dataset": [{"path": "a"}], "datasets": None, "max_steps": 5}
@@ -243,7 +245,10 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     ],
     "adapter_has_targets": [
         ({"adapter": "lora"}, {"adapter": "lora", "lora_target_modules": ["q_proj"]}),
-        ({"adapter": "lora"}, {"adapter": "lora", "lora_target_parameters": ["experts"]}),
+        (
+            {"adapter": "lora"},
+            {"adapter": "lora", "lora_target_parameters": ["experts"], "lora_dropout": 0},
+        ),
         ({"adapter": "lora"}, {"adapter": "lora", "lora_model_dir": "x"}),
     ],
     "pattern_needs_layers": [
@@ -312,6 +317,14 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
             {"jagged_restart_steps": 4, "jagged_restart_warmup_steps": 5},
             {"jagged_restart_steps": 4, "jagged_restart_warmup_steps": 4},
         ),
+    ],
+    "bare_parameters_take_plain_lora": [
+        ({**EXPERTS, "lora_dropout": 0.05}, EXPERTS),
+        (
+            {**EXPERTS, "peft_init_lora_weights": "pissa"},
+            {**EXPERTS, "peft_init_lora_weights": "gaussian"},
+        ),
+        ({**EXPERTS, "peft_use_dora": True}, {**EXPERTS, "peft_use_rslora": True}),
     ],
     "lora_plus_needs_groups": [
         (

@@ -40,6 +40,23 @@ def orthogonal_needs_an_even_rank(config: RunConfig) -> Iterator[Problem]:
         yield Problem("lora_r", f"is {config.adapter.lora_r}, and `orthogonal` needs an even rank")
 
 
+@about("lora_target_parameters", "lora_dropout", "peft_init_lora_weights")
+def bare_parameters_take_plain_lora(config: RunConfig) -> Iterator[Problem]:
+    """`lora_target_parameters` needs `lora_dropout: 0` and a start that looks at no weights."""
+    keys = config.adapter
+    if not (keys.adapter and keys.lora_target_parameters) or keys.lora_model_dir:
+        return
+    if keys.lora_dropout:
+        reason = f"is {keys.lora_dropout:g}; a LoRA on bare parameters (`lora_target_parameters`)"
+        yield Problem("lora_dropout", f"{reason} has no dropout", "Write `lora_dropout: 0`.")
+    init = keys.peft_init_lora_weights
+    if isinstance(init, str) and init != "gaussian":
+        reason = "looks at a layer's weights or inputs, and bare parameters are no layer"
+        yield Problem("peft_init_lora_weights", f"`{init}` {reason}", "Leave the key out.")
+    if keys.peft_use_dora:
+        yield Problem("peft_use_dora", "excludes `lora_target_parameters`: PEFT has no such LoRA")
+
+
 @about("peft_init_lora_weights", "pretraining_dataset", "streaming")
 def eva_needs_data_at_hand(config: RunConfig) -> Iterator[Problem]:
     """`peft_init_lora_weights: eva` looks at the training data first, which a stream forbids."""
