@@ -41,9 +41,9 @@ for (const group of document.querySelectorAll(".example .tokens")) {
     const here = group.querySelector(".t.here");
     const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
     if (event.key === "Escape") tell(null);
-    if (!step || !here) return;
+    if (!step) return;
     event.preventDefault();
-    tell(here[step] ?? here);
+    tell(here ? here[step] ?? here : group.querySelector(".t"));
   });
 }
 previous.hidden = next.hidden = articles.length < 2;

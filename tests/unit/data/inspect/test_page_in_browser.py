@@ -43,18 +43,32 @@ def test_one_batch_shows_and_no_text_of_a_row_runs(written, tmp_path):
     assert re.search(r'<button type="button" id="next">', shown)
 
 
-def test_keys_step_through_tokens_and_say_what_they_are(written, tmp_path):
-    press = """
+def said_after(written, tmp_path: Path, events: str) -> str:
+    """Return what the page says of a token after these events on the first example's tokens.
+
+    A headless window does not always have the focus, so the events are dispatched, not provoked.
+    """
+    press = f"""
     const group = document.querySelector(".example .tokens");
-    group.focus();
-    group.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
-    document.title = document.getElementById("said").textContent;
+    const key = (name) => new KeyboardEvent("keydown", {{ key: name, bubbles: true }});
+    for (const event of [{events}]) group.dispatchEvent(event);
+    document.title = said.hidden ? "nothing" : said.textContent;
     """
     page = tmp_path / "pressed.html"
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", written.html)
     page.write_text(html.replace("</body>", f"<script>{press}</script></body>"))
-    title = re.search(r"<title>(.*?)</title>", dom(page, tmp_path / "profile"))[1]
+    return re.search(r"<title>(.*?)</title>", dom(page, tmp_path / "profile"))[1]
+
+
+def test_keys_step_through_tokens_and_say_what_they_are(written, tmp_path):
+    title = said_after(written, tmp_path, 'new FocusEvent("focus"), key("ArrowRight")')
     assert re.match(r"“u.*” · id \d+ · not trained, label -100 · position 1 · turn 1, user", title)
+
+
+def test_escape_hides_what_is_said_and_an_arrow_brings_it_back(written, tmp_path):
+    focus = 'new FocusEvent("focus"), key("ArrowRight"), key("Escape")'
+    assert said_after(written, tmp_path, focus) == "nothing"
+    assert " · position 0 · " in said_after(written, tmp_path, focus + ', key("ArrowLeft")')
 
 
 def test_a_script_that_is_not_the_pages_own_does_not_run(written, tmp_path):
