@@ -19,7 +19,7 @@ QUESTION := Please water the plants every Tuesday at half past six in the evenin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check lint types layers unit merge-memory format develop schema docs data clean python
+.PHONY: help quickstart test check lint types layers unit merge-memory parity format develop schema docs data clean python
 
 help:
 	@echo "make quickstart  install, fetch SmolLM2-135M, fine-tune, merge, verify, ask one question"
@@ -27,6 +27,7 @@ help:
 	@echo "make check       ruff, mypy, import-linter, pytest: what CI runs"
 	@echo "make develop     the environment for working on newtune, in $(VENV)"
 	@echo "make format      let ruff rewrite what it can"
+	@echo "make parity      compare runs on two processes with one, and write docs/parity.md"
 	@echo "make merge-memory  merge a checkpoint of 1.5 GB and measure the memory it takes"
 	@echo "make schema      write recipes/newtune.schema.json, for editors"
 	@echo "make docs        write the generated pages under docs/"
@@ -97,6 +98,9 @@ layers:
 
 unit:
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $(JOBS)
+
+parity: develop
+	NEWTUNE_PARITY=$(CURDIR)/docs/parity.md OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/distributed
 
 merge-memory: develop
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/invariants/test_merge_memory.py

@@ -4,21 +4,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from logging import WARNING
 from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from newtune.config.run import RunConfig
 from newtune.data.batches import EvalBatches, TrainBatches
 from newtune.data.prepare import PreparedData, prepare_data
 from newtune.data.stream.batches import StreamedBatches
 from newtune.data.stream.prepare import StreamedData, prepare_stream
+from newtune.distributed.group import Group
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, DataError, ExportError, Problem
-from newtune.logs import notice
+from newtune.logs import logger, notice
 from newtune.model.adapters import read_adapter
 from newtune.model.eva import start_from_data
 from newtune.model.facts import read_model_facts
@@ -49,6 +51,7 @@ from newtune.plan.parts import Dtype, ModelFacts, Plan
 from newtune.plan.plan import ModelSide, make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
 from newtune.training.build import build_trainer
+from newtune.training.checkpoint import require_same_rows
 from newtune.training.evaluation import (
     GENERATION_ROWS,
     GenerationResult,
@@ -85,25 +88,38 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     new_token_ids: Sequence[int]
     """Tokens that the configuration adds to the tokenizer."""
+    world: World
+    """This process among those that train."""
 
 
-def train(config: RunConfig) -> RunReport:
-    """Run a fine-tuning from configuration to report."""
+def train(config: RunConfig) -> RunReport | None:
+    """Run a fine-tuning from configuration to report.
+
+    Every process of a launcher calls it; the first writes, and has the report. The process group
+    that it makes stays, see `distributed.group.leave_group`.
+    """
+    world = World.current()
+    group = Group.of(world)
+    if not world.is_main:
+        logger.setLevel(WARNING)  # what the first process says need not be said again
     run_dir = RunDir(Path(config.output.output_dir))
     checkpoint = run_dir.checkpoint_to_resume(
         config.output.resume_from_checkpoint, automatic=config.output.auto_resume_from_checkpoints
     )
     if checkpoint is not None:
         run_dir.require_same_config(config.dump())
-    prepared = prepare(config)
+    prepared = prepare(config, world)
     plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
     refuse_unread_keys(config)
+    if checkpoint is not None:
+        require_same_rows(checkpoint, plan.training.steps.rows_per_step)
     fetch_weights(plan.model)
     tokenizer_to_save = with_template(tokenizer, data.chat_template)
     uploads = open_uploads(plan, run_dir, tokenizer_to_save)
     if checkpoint is None:
         upload_data(plan.output.dataset_hub, data)
-    describe(run_dir, config, prepared)
+    if world.is_main:
+        describe(run_dir, config, prepared)
 
     set_seed(plan.training.steps.seed)  # an adapter's first weights are drawn when it is made
     model = load_model(
@@ -126,6 +142,7 @@ def train(config: RunConfig) -> RunReport:
         batches,
         run_dir,
         stop_ids=answer_ends(model, tokenizer_to_save),
+        group=group,
     )
     with uploads:
         uploads.follow(trainer)
@@ -133,12 +150,26 @@ def train(config: RunConfig) -> RunReport:
             trainer.train(resume_from_checkpoint=checkpoint)
         if plan.training.relora is not None:
             join_rounds(cast("PeftModel", model))
-        if isinstance(batches.train, StreamedBatches):
-            write_json(run_dir.data_file, [*batches.train.read_at_end(), *counted_ahead(prepared)])
-        save_final(model, tokenizer, run_dir.root, plan=plan, chat_template=data.chat_template)
-        report = report_run(run_dir, plan)
-        uploads.add_result()
-    return report_uploads(run_dir, report, uploads.problems)
+        report = group.on_main(lambda: save_result(run_dir, model, prepared, batches))
+        if report is not None:
+            uploads.add_result()
+    return report and report_uploads(run_dir, report, uploads.problems)
+
+
+def save_result(
+    run_dir: RunDir, model: PreTrainedModel | PeftModel, prepared: Prepared, batches: TrainingData
+) -> RunReport:
+    """Write what was trained and the report of the run."""
+    if isinstance(batches.train, StreamedBatches):
+        write_json(run_dir.data_file, [*batches.train.read_at_end(), *counted_ahead(prepared)])
+    save_final(
+        model,
+        prepared.tokenizer,
+        run_dir.root,
+        plan=prepared.plan,
+        chat_template=prepared.data.chat_template,
+    )
+    return report_run(run_dir, prepared.plan)
 
 
 def merge(
@@ -213,7 +244,7 @@ def load_for_inference(config: RunConfig, *, which: Which | None = None) -> Load
     """Load a run's result to answer with: merged if there, else adapter over base, else model."""
     run_dir = RunDir(Path(config.output.output_dir))
     choose_result(run_dir, which)
-    world = World.current()
+    world = World.alone()
     side = model_side(config, world)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     if (run_dir.root / "tokenizer_config.json").is_file():
@@ -224,7 +255,7 @@ def load_for_inference(config: RunConfig, *, which: Which | None = None) -> Load
 
 def load_folder_for_inference(folder: Path) -> Loaded:
     """Load a whole model from a folder that is no run's, such as `merged/` on its own."""
-    return load_folder(folder, device=World.current().device)
+    return load_folder(folder, device=World.alone().device)
 
 
 def _answers(
@@ -252,9 +283,13 @@ def _answers(
     return evaluate_generation(tasks, answer, decode)
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Tokenise the data and make the plan; no weights are loaded, errors come early."""
-    world = World.current()
+def prepare(config: RunConfig, world: World | None = None) -> Prepared:
+    """Tokenise the data and make the plan; no weights are loaded, errors come early.
+
+    By default for one process. Several prepare the data once: one of them, while the others wait
+    for its lock.
+    """
+    world = world or World.alone()
     side = model_side(config, world)
     check_optimizer(config.training.optimizer)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
@@ -267,7 +302,7 @@ def prepare(config: RunConfig) -> Prepared:
     plan = make_plan(config, world, side, data.facts, new_tokens=len(new_ids))
     check_schedule(plan.training.schedule)
     check_trackers(plan.training.trackers)
-    return Prepared(plan, data, tokenizer, new_ids)
+    return Prepared(plan, data, tokenizer, new_ids, world)
 
 
 def model_side(config: RunConfig, world: World) -> ModelSide:
@@ -328,19 +363,19 @@ def counted_ahead(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def training_data(prepared: Prepared) -> TrainingData:
-    """Lay the prepared examples out as the batches of the whole run."""
-    plan, data = prepared.plan, prepared.data
+    """Lay the prepared examples out as the batches of the whole run, for this process."""
+    plan, data, world = prepared.plan, prepared.data, prepared.world
     flatten = plan.training.flatten
     held_out = None
     if data.evaluation is not None:
         rows = plan.training.evaluation.rows_per_device
-        held_out = EvalBatches(data, rows, flatten=flatten)
+        held_out = EvalBatches(data, rows, rank=world.rank, world_size=world.size, flatten=flatten)
     steps = plan.training.steps
     train: TrainBatches | StreamedBatches
     if isinstance(data, StreamedData):
-        train = data.batches(steps, flatten=flatten)
+        train = data.batches(steps, rank=world.rank, flatten=flatten)
     else:
-        train = TrainBatches(data, steps, flatten=flatten)
+        train = TrainBatches(data, steps, rank=world.rank, flatten=flatten)
     return TrainingData(
         train=train,
         evaluation=held_out,

@@ -45,6 +45,15 @@ MAY_DIFFER_ON_RESUME = frozenset(
         "dataloader_pin_memory",
         "dataloader_prefetch_factor",
         "save_total_limit",
+        "batch_size",
+        "micro_batch_size",
+        "gradient_accumulation_steps",
+        "ddp",
+        "ddp_backend",
+        "ddp_timeout",
+        "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers",
+        "ddp_find_unused_parameters",
         "hub_model_id",
         "hub_strategy",
         "hub_private_repo",
@@ -53,7 +62,11 @@ MAY_DIFFER_ON_RESUME = frozenset(
         "push_dataset_to_hub",
     }
 )
-"""Keys that change neither the numbers nor the data of a run; a resumed run may set them anew."""
+"""Keys that change neither the numbers nor the data of a run; a resumed run may set them anew.
+
+Batch sizes are among them: that a step keeps its rows is checked with the plan's numbers
+(`training.checkpoint.require_same_rows`), for they depend on the number of processes, too.
+"""
 
 REPORTED_PACKAGES = (
     "newtune",

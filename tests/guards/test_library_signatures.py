@@ -16,6 +16,7 @@ OVERRIDDEN = {
     "_get_num_items_in_batch": ("self", "batch_samples", "device"),
     "_load_best_model": ("self",),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
+    "_load_rng_state": ("self", "checkpoint"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_save_checkpoint": ("self", "model", "trial"),
     "autocast_smart_context_manager": ("self", "cache_enabled"),
@@ -30,7 +31,6 @@ OVERRIDDEN = {
     "training_step": ("self", "model", "inputs", "num_items_in_batch"),
 }
 CALLED = {
-    "_load_rng_state": ("self", "checkpoint"),
     "_load_scaler": ("self", "checkpoint"),
     "_save_scaler": ("self", "output_dir"),
     "get_optimizer_cls_and_kwargs": ("args", "model"),

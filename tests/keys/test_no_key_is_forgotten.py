@@ -53,6 +53,13 @@ SHOWN_BY = {
     "lora_target_parameters": f"{SETTINGS}::test_lora_target_parameters",
     "resume_from_checkpoint": f"{SETTINGS}::test_resuming",
     "auto_resume_from_checkpoints": f"{SETTINGS}::test_resuming",
+    **dict.fromkeys(
+        (
+            *("ddp", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
+            "ddp_find_unused_parameters",
+        ),
+        "unit/plan/test_parallel.py::test_",
+    ),
     "strict": "unit/config/test_load.py::test_strict_lets_the_command_line_change_only",
     **dict.fromkeys(
         (

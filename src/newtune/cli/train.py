@@ -13,9 +13,15 @@ def run(config_path: Path, overrides: list[str], *, resume: bool = False) -> int
     if resume:
         overrides = [*overrides, "--auto_resume_from_checkpoints", "true"]
     config = read_config(config_path, overrides)
+    from newtune.distributed.group import leave_group
     from newtune.run import train
 
-    report = train(config)
+    try:
+        report = train(config)
+    finally:
+        leave_group()
+    if report is None:  # the first process has it
+        return 0
     show_summary(report, config_path)
     if report.upload_problems:
         raise ExportError(

@@ -175,9 +175,9 @@ IDLE: tuple[Idle, ...] = (
         "`dataloader_num_workers` is not given",
     ),
     Idle(
-        ("ddp", "ddp_*", "heads_k_stride", "ring_attn_func", "fsdp_version"),
+        ("heads_k_stride", "ring_attn_func", "fsdp_version"),
         never,
-        "newtune trains with one process for now",
+        "sequences and models are not shared between processes",
     ),
     Idle(
         ("device_map",),

@@ -1,6 +1,7 @@
 """The processes of this run: rank, size, device. The environment is read here, once."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from newtune.errors import SetupError
@@ -17,27 +18,78 @@ class World:
     bf16_is_fast: bool
     """The device multiplies bfloat16 in hardware (Ampere or newer; AVX512-BF16 or AMX)."""
 
+    @property
+    def is_main(self) -> bool:
+        """Tell whether this process writes and speaks for all."""
+        return self.rank == 0
+
     @classmethod
     def current(cls) -> "World":
         """Read the launcher's environment and the devices.
 
         Raises:
-            SetupError: a launcher started several processes.
+            SetupError: the environment is half that of a launcher; a process without its GPU.
         """
         import torch
 
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size > 1:
-            raise SetupError(
-                f"WORLD_SIZE is {size}, but newtune trains with one process for now. "
-                "Start it as `newtune train CONFIG`, without torchrun or accelerate launch."
-            )
+        rank, size, local_rank = launched(os.environ)
         gpus = torch.cuda.device_count()
-        if gpus:
-            return cls(
-                0, 1, "cuda:0", gpus, torch.cuda.is_bf16_supported(including_emulation=False)
+        if not gpus:
+            return cls(rank, size, "cpu", 0, _cpu_has_bf16())
+        if local_rank >= gpus:
+            raise SetupError(
+                f"process {rank} is number {local_rank} of this machine (LOCAL_RANK), but "
+                f"{gpus} GPU(s) are visible: start {gpus} process(es) here, one per GPU."
             )
-        return cls(0, 1, "cpu", 0, _cpu_has_bf16())
+        torch.cuda.set_device(local_rank)
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return cls(rank, size, f"cuda:{local_rank}", gpus, is_fast)
+
+    @classmethod
+    def alone(cls) -> "World":
+        """Return the world of a command that runs as one process.
+
+        Raises:
+            SetupError: a launcher started several.
+        """
+        world = cls.current()
+        if world.size > 1:
+            raise SetupError(
+                f"WORLD_SIZE is {world.size}, but only `newtune train` runs on several processes. "
+                "Start this command by itself, without torchrun or accelerate launch."
+            )
+        return world
+
+
+def launched(environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Return (rank, number of processes, rank on this machine) as torchrun and others set them.
+
+    Raises:
+        SetupError: a part is missing or no number: the processes would not find each other, and
+            each would train a model of its own.
+    """
+    size = _number(environment, "WORLD_SIZE", default=1)
+    if size == 1:
+        return 0, 1, _number(environment, "LOCAL_RANK", default=0)
+    needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in environment]
+    if missing:
+        raise SetupError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: the processes could not "
+            "find each other. Start them with torchrun or accelerate launch, or unset WORLD_SIZE."
+        )
+    rank = _number(environment, "RANK", default=0)
+    if not 0 <= rank < size:
+        raise SetupError(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks go from 0 to {size - 1}")
+    return rank, size, _number(environment, "LOCAL_RANK", default=0)
+
+
+def _number(environment: Mapping[str, str], name: str, *, default: int) -> int:
+    text = environment.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError as error:
+        raise SetupError(f"the environment's {name} is `{text}`, which is no number") from error
 
 
 def _cpu_has_bf16() -> bool:

@@ -155,6 +155,20 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class ParallelPlan:
+    """How the processes of a run train one model."""
+
+    engine: Literal["none", "ddp"] = "none"
+    """ddp: every process holds the whole model, gradients are averaged."""
+    backend: str | None = None
+    """How processes talk; None = nccl on GPUs, gloo on CPUs."""
+    timeout_seconds: int = 1800
+    bucket_cap_mb: float | None = None
+    broadcast_buffers: bool | None = None
+    find_unused_parameters: bool = False
+
+
+@dataclass(frozen=True)
 class LoraPlusPlan:
     """LoRA+: learning rates of their own for B matrices and for adapters of embeddings."""
 
@@ -283,6 +297,7 @@ class TrainingPlan:
     flatten: bool = False
     """The sequences of a micro-batch are laid end to end in one row, without padding."""
     relora: ReloraPlan | None = None
+    parallel: ParallelPlan = field(default_factory=ParallelPlan)
 
 
 @dataclass(frozen=True)

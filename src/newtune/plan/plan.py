@@ -64,7 +64,7 @@ def plan_model_side(
         SetupError: an attention implementation whose package or device is missing.
     """
     ledger = Ledger()
-    if world.visible_gpus > 1:
+    if world.visible_gpus > 1 and world.size == 1:
         ledger.notice(f"{world.visible_gpus} GPUs are visible; this run uses one, {world.device}")
     _require_positions(config, facts)
     family = _family(config, facts, ledger)

@@ -9,6 +9,7 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.attention import flattens
 from newtune.plan.ledger import Ledger
+from newtune.plan.parallel import plan_parallel
 from newtune.plan.parts import (
     DataFacts,
     EvaluationPlan,
@@ -72,6 +73,7 @@ def plan_training(
         ),
         flatten=ledger.decide("training.flatten", flatten, why),
         relora=plan_relora(config, world, steps.total_steps, ledger),
+        parallel=plan_parallel(config, world, ledger),
     )
 
 

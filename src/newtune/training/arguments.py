@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from newtune.errors import SetupError
-from newtune.plan.parts import OptimizerPlan, Plan
+from newtune.plan.parts import OptimizerPlan, ParallelPlan, Plan
 
 
 class OneDeviceArguments(TrainingArguments):
@@ -45,6 +45,7 @@ def training_arguments(plan: Plan, folder: Path) -> TrainingArguments:
         **_steps(plan),
         **optimizer_arguments(plan.training.optimizer),
         **_data(plan),
+        **_processes(plan.training.parallel),
         **_SILENT,
     )
 
@@ -104,6 +105,16 @@ def _data(plan: Plan) -> dict[str, Any]:
         ),
         "remove_unused_columns": False,
         "train_sampling_strategy": "sequential",
+    }
+
+
+def _processes(plan: ParallelPlan) -> dict[str, Any]:
+    return {
+        "ddp_backend": plan.backend,
+        "ddp_timeout": plan.timeout_seconds,
+        "ddp_bucket_cap_mb": plan.bucket_cap_mb,
+        "ddp_broadcast_buffers": plan.broadcast_buffers,
+        "ddp_find_unused_parameters": plan.find_unused_parameters,
     }
 
 

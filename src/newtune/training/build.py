@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from newtune.distributed.group import ALONE, Group
 from newtune.errors import ConfigError, Problem
 from newtune.logs import notice
 from newtune.lookup import did_you_mean
@@ -53,8 +54,9 @@ def build_trainer(
     generate: GenerateGreedy = generate_greedy,
     stop_ids: Sequence[int] | None = None,
     console: Console | None = None,
+    group: Group = ALONE,
 ) -> NewtuneTrainer:
-    """Return the trainer of a plan.
+    """Return the trainer of a plan, for this process of the group.
 
     `stop_ids` end an answer in `eval_generate`; by default the model's and tokenizer's own.
 
@@ -77,14 +79,24 @@ def build_trainer(
         loss_sum=loss_sum,
         answer=_answering(plan, model, tokenizer, generate, stop_ids or ()),
         stop_ids=stop_ids or (),
+        group=group,
     )
     return NewtuneTrainer(
-        plan, model, tokenizer, data, run_dir, evaluator, console=console or Console(stderr=True)
+        plan,
+        model,
+        tokenizer,
+        data,
+        run_dir,
+        evaluator,
+        console=console or Console(stderr=True, quiet=not group.is_main),
+        group=group,
     )
 
 
 def say_which_gpu(plan: Plan) -> None:
     """Tell, where several GPUs are visible, that one is used."""
+    if plan.training.steps.world_size > 1:
+        return
     if plan.model.device != "cpu" and (count := torch.cuda.device_count()) > 1:
         notice(f"{count} GPUs are visible; newtune trains on one of them, {plan.model.device}")
 

@@ -4,7 +4,7 @@ checkpoint-N/
   adapter_model.safetensors, adapter_config.json   or   model*.safetensors, config.json
   tokenizer files
   optimizer.pt        state by parameter name (`optim.named_state`)
-  scheduler.pt, scaler.pt (fp16), rng_state.pth
+  scheduler.pt, scaler.pt (fp16), rng_state.pth (rng_state_R.pth for each of several processes)
   trainer_state.json  transformers' own: step, epoch, best metric, log history
   newtune_state.json  what our callbacks remember
   manifest.json       written last: step, position in the data, size and SHA-256 of every file
@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from newtune.errors import ModelError, TrainingError
+from newtune.errors import ConfigError, ModelError, Problem, TrainingError
 from newtune.logs import notice
 from newtune.model.relora import has_past, has_rounds, load_rounds, save_rounds
 from newtune.run_dir import CHECKPOINT, MANIFEST, RunDir, write_json
@@ -51,8 +51,10 @@ FORMAT = 1
 
 
 @contextmanager
-def written_aside(root: Path, step: int, *, position: int, resumable: bool) -> Iterator[Path]:
+def written_aside(root: Path, step: int, **facts: Any) -> Iterator[Path]:
     """Hand out a folder to write into; on leaving, seal it and rename it to `checkpoint-<step>`.
+
+    `facts` go to its manifest: `resumable`, the position in the data, ...
 
     Whatever goes wrong, no half-written folder stays and no earlier checkpoint is touched.
 
@@ -64,9 +66,7 @@ def written_aside(root: Path, step: int, *, position: int, resumable: bool) -> I
     try:
         partial.mkdir(parents=True)
         yield partial
-        _seal(
-            partial, {"format": FORMAT, "step": step, "position": position, "resumable": resumable}
-        )
+        _seal(partial, {"format": FORMAT, "step": step, **facts})
         _move_into_place(partial, final)
     except (OSError, SafetensorError) as error:
         raise TrainingError(_cannot_save(error, root, step)) from error
@@ -225,8 +225,8 @@ def _require_all_parameters(model: Model, saved: Mapping[str, tuple[int, ...]]) 
         )
 
 
-def save_random_states(path: Path) -> None:
-    """Write the states of all random generators, in the form that transformers reads."""
+def random_states() -> dict[str, Any]:
+    """Return the states of all random generators, in the form that transformers reads."""
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002 (the global one is what libraries draw from)
@@ -234,7 +234,14 @@ def save_random_states(path: Path) -> None:
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.random.get_rng_state()
-    write_tensors(path, states)
+    return states
+
+
+def random_state_files(processes: int) -> list[str]:
+    """Return the names of the processes' files, by rank."""
+    if processes == 1:
+        return [RNG_FILE]
+    return [RNG_FILE.replace(".", f"_{rank}.") for rank in range(processes)]
 
 
 def remove_partials(root: Path) -> None:
@@ -319,6 +326,26 @@ def require_resumable(checkpoint: Path) -> None:
             f"{checkpoint} holds weights only (`save_only_model: true`): a run cannot be resumed "
             "from it. Train on from its weights with `lora_model_dir` or `base_model` instead."
         )
+
+
+def require_same_rows(checkpoint: Path, rows_per_step: int) -> None:
+    """Check that a step takes as many rows as in the run that is resumed.
+
+    Raises:
+        ConfigError: it takes others, so that data would be left out or seen twice.
+    """
+    try:
+        before = json.loads((checkpoint / MANIFEST).read_text("utf-8")).get("rows_per_step")
+    except (OSError, ValueError):
+        return  # damaged: that is answered when it is read
+    if before in (None, rows_per_step):
+        return
+    message = (
+        f"a step has {rows_per_step} rows now (micro_batch_size × gradient_accumulation_steps × "
+        f"processes), but {before} in the run to resume"
+    )
+    hint = f"`batch_size: {before}` keeps them the same on any number of processes."
+    raise ConfigError([Problem("batch_size", message, hint)])
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from newtune.distributed.group import ALONE, Group
 from newtune.training.feed import Examples
 from newtune.training.metrics import perplexity
 from newtune.types import IGNORE_INDEX, Batch, Example
+
+T = TypeVar("T")
 
 GENERATION_ROWS = 32
 """Prompts answered at a time."""
@@ -75,19 +78,23 @@ class GenerationResult:
 
 @torch.no_grad()
 def evaluate_loss(
-    model: nn.Module, batches: Iterable[Batch], loss_sum: LossSum
+    model: nn.Module, batches: Iterable[Batch], loss_sum: LossSum, group: Group = ALONE
 ) -> dict[str, float]:
-    """Return `eval_loss` (nats per trained token over the whole set) and `eval_perplexity`."""
-    total, count = 0.0, 0
+    """Return `eval_loss` (nats per trained token over the whole set) and `eval_perplexity`.
+
+    `batches` are this process's own; the numbers are those of all processes.
+    """
+    total, count = 0.0, 0.0
     for batch in batches:
         batch_sum, batch_count = loss_sum(model, batch)
         total += batch_sum.item()
         count += int(batch_count.item())
+    total, count = group.sums([total, count])
     loss = total / max(1, count)
     return {
         "eval_loss": loss,
         "eval_perplexity": perplexity(loss),
-        "eval_trained_tokens": count,
+        "eval_trained_tokens": int(count),
     }
 
 
@@ -102,6 +109,14 @@ def generation_tasks(
     count = len(examples) if limit is None else min(limit, len(examples))
     tasks = (_task(examples[index], set(stop_ids)) for index in range(count))
     return [task for task in tasks if task is not None]
+
+
+def in_turn(parts: Sequence[Sequence[T]]) -> list[T]:
+    """Join what was dealt out one by one: [[a, c], [b, d]] → [a, b, c, d]."""
+    joined: list[T | None] = [None] * sum(map(len, parts))
+    for number, part in enumerate(parts):
+        joined[number :: len(parts)] = part
+    return cast("list[T]", joined)
 
 
 def _task(example: Example, stop_ids: set[int]) -> Task | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from newtune.distributed.group import ALONE, Group
 from newtune.plan.parts import Plan
 from newtune.training.checkpoint import Model
 from newtune.training.evaluation import (
@@ -13,6 +14,7 @@ from newtune.training.evaluation import (
     evaluate_generation,
     evaluate_loss,
     generation_tasks,
+    in_turn,
 )
 from newtune.training.feed import TrainingData
 from newtune.types import Batch
@@ -31,6 +33,7 @@ class Evaluator:
         loss_sum: LossSum,
         answer: Answers,
         stop_ids: Sequence[int],
+        group: Group = ALONE,
     ) -> None:
         evaluation = plan.training.evaluation
         limit = evaluation.generate_examples
@@ -39,6 +42,7 @@ class Evaluator:
         self.has_batches = data.evaluation is not None
         self.loss_sum = loss_sum
         self.answer = answer
+        self.group = group
         self.tasks = (
             generation_tasks(data.eval_examples, stop_ids=stop_ids, limit=limit)
             if evaluation.generate
@@ -67,17 +71,19 @@ class Evaluator:
         """Return what is due after a step, or `everything`; `batches` lie on the device."""
         metrics: dict[str, float] = {}
         if self.has_batches and (everything or step in self.loss_steps):
-            metrics |= evaluate_loss(self.model, batches(), self.loss_sum)
+            metrics |= evaluate_loss(self.model, batches(), self.loss_sum, self.group)
         if self.tasks and (everything or step in self.generation_steps):
             metrics |= self._answer_all(step)
         return metrics
 
     def _answer_all(self, step: int) -> dict[str, float]:
-        result = evaluate_generation(
-            self.tasks,
+        mine = evaluate_generation(
+            self.tasks[self.group.rank :: self.group.size],
             self.answer,
             lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
         )
+        samples = in_turn(self.group.gather(mine.samples))
+        result = GenerationResult(tuple(samples))
         self.generations[step] = result
         return {"eval_exact_match": result.exact_match, "eval_answers": len(result.samples)}
 

@@ -1,7 +1,7 @@
 """What a resumable checkpoint holds besides weights, and how it comes back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from newtune.run_dir import write_json
 from newtune.training.checkpoint import (
     OPTIMIZER_FILE,
-    RNG_FILE,
     SCHEDULER_FILE,
     STATE_FILE,
     Model,
-    save_random_states,
+    random_state_files,
     write_tensors,
 )
 from newtune.training.optimizer_state import load_named_state, named_state
@@ -40,11 +39,13 @@ def save_run_state(
     optimizer: AcceleratedOptimizer,
     schedule: LRScheduler,
     remembered: Mapping[str, Remembers],
+    random: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write optimizer (by parameter name), schedule, random states, and what is remembered."""
+    """Write optimizer (by parameter name), schedule, what is remembered, random states by rank."""
     write_tensors(folder / OPTIMIZER_FILE, named_state(optimizer, model))
     write_tensors(folder / SCHEDULER_FILE, schedule.state_dict())
-    save_random_states(folder / RNG_FILE)
+    for name, states in zip(random_state_files(len(random)), random, strict=True):
+        write_tensors(folder / name, states)
     write_json(folder / STATE_FILE, {name: part.state() for name, part in remembered.items()})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from newtune.distributed.group import ALONE, Group
 from newtune.errors import Interrupted, TrainingError
 from newtune.logs import notice
 from newtune.plan.parts import Plan
@@ -33,8 +34,11 @@ class StopRequest(TrainerCallback):
     An evaluation is not waited for: it is cut short, and a resumed run begins with it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: Group = ALONE) -> None:
+        self.group = group
         self.signal: signal.Signals | None = None
+        """What every process knows to have come to one of them."""
+        self._received: signal.Signals | None = None
         self.process = os.getpid()
         self.evaluation_due = False
         """The evaluation after the last step is still to be taken."""
@@ -61,8 +65,11 @@ class StopRequest(TrainerCallback):
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let a signal end the block where it stands, by CutShort."""
-        self._at_once = True
+        """Let a signal end the block where it stands, by CutShort.
+
+        One of several processes cannot leave the others: they ask `agree` between two batches.
+        """
+        self._at_once = self.group.size == 1
         try:
             yield
         finally:
@@ -71,15 +78,24 @@ class StopRequest(TrainerCallback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a data loader's worker, which Ctrl-C in a terminal reaches too
-        if self.signal is not None:
+        if self._received is not None:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        self._received = signal.Signals(number)
+        if self.group.size == 1:
+            self.signal = self._received
         if self._at_once:
             raise CutShort
         notice(
-            f"{self.signal.name} received: the step under way is finished and a checkpoint saved; "
-            "once more stops at once"
+            f"{self._received.name} received: the step under way is finished and a checkpoint "
+            "saved; once more stops at once"
         )
+
+    def agree(self) -> bool:
+        """Tell whether a signal came to any process; all must ask."""
+        if self.group.size > 1 and self.signal is None:
+            number = self.group.greatest(int(self._received or 0))
+            self.signal = signal.Signals(number) if number else None
+        return self.signal is not None
 
     def on_step_end(
         self,
@@ -90,7 +106,7 @@ class StopRequest(TrainerCallback):
     ) -> TrainerControl:
         """Save and end, unless the run is at its end anyway."""
         left = state.global_step < state.max_steps or control.should_evaluate
-        if self.signal is not None and left:
+        if self.agree() and left:
             self.evaluation_due = control.should_evaluate
             control.should_evaluate = False
             control.should_save = True
@@ -169,6 +185,17 @@ def require_finite(
             f"step {step}: the gradient is not finite (norm {grad_norm}) though the losses are, "
             f"rows: {_listed(rows)}. {kept} {remedy}"
         )
+
+
+def require_finite_elsewhere(losses: Sequence[Sequence[float]], *, step: int) -> None:
+    """Check the losses of every process (by rank, one per micro-batch).
+
+    Raises:
+        TrainingError: one is NaN or infinite; the process that had it names the rows.
+    """
+    for rank, of_rank in enumerate(losses):
+        if not all(map(math.isfinite, of_rank)):
+            raise TrainingError(f"step {step}: the loss of process {rank} is not finite; see there")
 
 
 def _listed(rows: Sequence[str]) -> str:

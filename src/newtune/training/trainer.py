@@ -5,8 +5,9 @@ the accumulation). Everything that depends on epochs is decided by the plan's st
 """
 
 import contextlib
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +23,10 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_
 from transformers.trainer_callback import DefaultFlowCallback, PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
+from newtune.distributed.group import ALONE, Group
 from newtune.errors import Interrupted, TrainingError
 from newtune.logs import notice
-from newtune.plan.parts import Plan
+from newtune.plan.parts import Plan, TrackerPlan
 from newtune.run_dir import RunDir
 from newtune.training import checkpoint as checkpoints
 from newtune.training.arguments import training_arguments
@@ -45,6 +47,7 @@ from newtune.training.stopping import (
     is_out_of_memory,
     out_of_memory,
     require_finite,
+    require_finite_elsewhere,
 )
 from newtune.training.stream_place import StreamPlace
 from newtune.training.trackers import Reporting, facts_of
@@ -67,6 +70,7 @@ class NewtuneTrainer(Trainer):
         evaluator: Evaluator,
         *,
         console: Console,
+        group: Group = ALONE,
     ) -> None:
         self.plan = plan
         self.network = model
@@ -75,13 +79,15 @@ class NewtuneTrainer(Trainer):
         self.run_dir = run_dir
         self.evaluator = evaluator
         self.meter = Meter.new()
-        self.stop = StopRequest()
+        self.group = group
+        self.stop = StopRequest(group)
         self.display = ProgressDisplay(self.meter, console, evaluator.kinds_of_steps())
-        self.reporting = Reporting(plan.training.trackers, run_dir.root, facts_of(plan))
+        trackers = plan.training.trackers if group.is_main else TrackerPlan((), None, {})
+        self.reporting = Reporting(trackers, run_dir.root, facts_of(plan))
         self._remembered: dict[str, Remembers] = {"meter": self.meter, "stop": self.stop}
         self._micro_losses: list[Tensor] = []
         self._micro_counts: list[Tensor] = []
-        self._step_counts = TokenCounts(0, 0)
+        self._own_counts = self._step_counts = TokenCounts(0, 0)
         self._doing = "training"
         use_cache = model.config.use_cache
         super().__init__(
@@ -112,10 +118,15 @@ class NewtuneTrainer(Trainer):
             cadence,
             self.stop,
             *watching.values(),
-            MetricsFile(self.run_dir.metrics_file, lambda: self.stop.evaluation_due),
+            *self._metrics_file(),
             self.display,
             self.reporting,
         ]
+
+    def _metrics_file(self) -> list[MetricsFile]:
+        if not self.group.is_main:
+            return []
+        return [MetricsFile(self.run_dir.metrics_file, lambda: self.stop.evaluation_due)]
 
     def _restarts(self) -> list[Restarts]:
         plan = self.plan.training
@@ -152,10 +163,10 @@ class NewtuneTrainer(Trainer):
             intact = checkpoints.intact_checkpoint(Path(resume_from_checkpoint))
             checkpoints.require_resumable(intact)
             start = str(intact)
-        checkpoints.remove_partials(self.run_dir.root)
+        self.group.on_main(lambda: checkpoints.remove_partials(self.run_dir.root))
         evaluates_first = 0 in self.evaluator.steps
         self.args.eval_on_start = start is None and evaluates_first
-        set_seed(self.plan.training.steps.seed)
+        set_seed(self.plan.training.steps.seed + self.group.rank)  # dropout is each rank's own
         try:
             with self.stop.listening():
                 output: TrainOutput = super().train(resume_from_checkpoint=start)
@@ -200,7 +211,9 @@ class NewtuneTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
         """Count the trained tokens of the whole step, which the loss is divided by."""
         self._micro_losses, self._micro_counts = [], []
-        self._step_counts = count_tokens(batch_samples, self.tokenizer.pad_token_id)
+        mine = count_tokens(batch_samples, self.tokenizer.pad_token_id)
+        tokens, trained = self.group.sums([mine.tokens, mine.trained_tokens])
+        self._own_counts, self._step_counts = mine, TokenCounts(int(tokens), int(trained))
         return max(1, self._step_counts.trained_tokens)
 
     # --- loss, gradient, update
@@ -221,12 +234,16 @@ class NewtuneTrainer(Trainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 (the library's signature)
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return the micro-batch's share of the step's loss, in nats per trained token."""
+        """Return the micro-batch's share of the step's loss, in nats per trained token.
+
+        Over several processes gradients are averaged where a sum is meant, so that it is multiplied
+        by their number.
+        """
         loss_sum, count = self.evaluator.loss_sum(model, inputs)
         self._micro_losses.append(loss_sum.detach())
         self._micro_counts.append(count.detach())
         assert num_items_in_batch is not None
-        return loss_sum / num_items_in_batch
+        return loss_sum * self.group.size / num_items_in_batch
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
         """Return the gradient's norm before clipping, once the step is known to be sound."""
@@ -237,20 +254,24 @@ class NewtuneTrainer(Trainer):
         numbers = torch.stack([value.to(self.args.device, torch.float64) for value in values])
         *sums, norm = numbers.tolist()
         losses, counts = sums[: len(self._micro_losses)], sums[len(self._micro_losses) :]
-        if sum(counts) != self._step_counts.trained_tokens:
+        if sum(counts) != self._own_counts.trained_tokens:
             raise RuntimeError(
                 f"the loss counted {counts} trained tokens, the batches hold "
-                f"{self._step_counts.trained_tokens}"
+                f"{self._own_counts.trained_tokens}"
             )
-        self._require_finite(losses, norm)
-        self.meter.add_step(sum(losses), self._step_counts)
+        everyones = self.group.numbers(losses)
+        self._require_finite(everyones, norm)
+        self.meter.add_step(sum(map(sum, everyones)), self._step_counts)
         return float(norm)
 
-    def _require_finite(self, losses: Sequence[float], norm: float) -> None:
+    def _require_finite(self, everyones: Sequence[Sequence[float]], norm: float) -> None:
         step = self.state.global_step
         first = step * self.args.gradient_accumulation_steps
+        mine = everyones[self.group.rank]
+        if all(map(math.isfinite, mine)):  # otherwise this process knows the rows
+            require_finite_elsewhere(everyones, step=step + 1)
         require_finite(
-            losses,
+            mine,
             norm,
             step=step + 1,
             rows_of=lambda index: self.data.train.rows_of(first + index),
@@ -376,6 +397,8 @@ class NewtuneTrainer(Trainer):
         if self.data.evaluation is None:
             return
         for batch in loader(self.data.evaluation, self.args):
+            if self.group.size > 1 and self.is_in_train and self.stop.agree():
+                raise CutShort
             yield cast("Batch", self._prepare_inputs({**batch}))
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -398,10 +421,19 @@ class NewtuneTrainer(Trainer):
         root, best = self.run_dir.root, self.state.best_global_step
         if best and (best == step or (root / f"checkpoint-{best}").is_dir()):
             self.state.best_model_checkpoint = str(root / f"checkpoint-{best}")
-        position = step * self.args.gradient_accumulation_steps
-        with checkpoints.written_aside(
-            root, step, position=position, resumable=resumable
-        ) as folder:
+        random = self.group.gather(checkpoints.random_states()) if resumable else []
+        self.group.on_main(lambda: self._write_checkpoint(random, resumable=resumable))
+        self.meter.restart_clock()
+
+    def _write_checkpoint(self, random: Sequence[Mapping[str, Any]], *, resumable: bool) -> None:
+        step, root = self.state.global_step, self.run_dir.root
+        facts = {
+            "position": step * self.args.gradient_accumulation_steps,
+            "rows_per_step": self.plan.training.steps.rows_per_step,
+            "processes": self.group.size,
+            "resumable": resumable,
+        }
+        with checkpoints.written_aside(root, step, **facts) as folder:
             self._prepared_optimizer().eval()
             optimizer = self._prepared_optimizer() if resumable else None
             checkpoints.require_room(folder, checkpoints.bytes_to_write(self.network, optimizer))
@@ -415,10 +447,24 @@ class NewtuneTrainer(Trainer):
                     self._prepared_optimizer(),
                     self._schedule(),
                     self._remembered,
+                    random,
                 )
                 self._save_scaler(str(folder))
-        checkpoints.rotate(root, keep=save.keep, best_step=best)
-        self.meter.restart_clock()
+        keep, best = self.plan.training.save.keep, self.state.best_global_step
+        checkpoints.rotate(root, keep=keep, best_step=best)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Load this process's random states, if as many processes as now wrote them."""
+        if checkpoint is None:
+            return
+        names = {path.name for path in Path(checkpoint).glob("rng_state*.pth")}
+        if names == set(checkpoints.random_state_files(self.group.size)):
+            super()._load_rng_state(checkpoint)
+            return
+        notice(
+            f"{len(names)} process(es) wrote {checkpoint}, {self.group.size} go on: data, weights "
+            "and optimizer are the same, but what is drawn at random (dropout) is not"
+        )
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

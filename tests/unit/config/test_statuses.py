@@ -157,7 +157,6 @@ def test_known_plugins_are_answered_and_others_refused_by_name() -> None:
         ({"dataset_num_proc": 2, **STREAM}, "dataset_num_proc"),
         ({"total_num_tokens": 5, "sample_packing": True, **STREAM}, "total_num_tokens"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),
-        ({"ddp_timeout": 5}, "ddp_timeout"),
         ({"device_map": "auto"}, "device_map"),
         ({"hub_strategy": "end"}, "hub_strategy"),
         ({"hub_always_push": True, "hub_model_id": "a/b"}, "hub_always_push"),

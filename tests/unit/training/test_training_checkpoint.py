@@ -108,14 +108,14 @@ def test_a_full_disk_under_torch_save_is_an_os_error():
 def test_a_run_whose_disk_fills_up_keeps_its_last_checkpoint(tmp_path, monkeypatch):
     run = TinyRun(tmp_path, steps=4, lora=True, save={"at_steps": frozenset({2, 4})})
     trainer = run.trainer()
-    real = checkpoints.save_random_states
+    real = checkpoints.write_tensors
 
-    def full_at_step_4(path):
-        if trainer.state.global_step == 4:
+    def full_at_step_4(path, value):
+        if trainer.state.global_step == 4 and path.name == checkpoints.RNG_FILE:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path)
+        real(path, value)
 
-    monkeypatch.setattr(run_state, "save_random_states", full_at_step_4)
+    monkeypatch.setattr(run_state, "write_tensors", full_at_step_4)
     with pytest.raises(TrainingError, match="disk"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-2"]

@@ -1,0 +1,97 @@
+"""What the processes of a run tell each other: sums, the greatest value, what the first one did.
+
+Alone, every method gives back what it was given, and torch.distributed is not touched. The process
+group itself is accelerate's, made with the training arguments.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from newtune.distributed.world import World
+from newtune.errors import TrainingError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train one model together. Every process must call the same methods."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+    """Where numbers lie while they are exchanged: nccl knows GPUs only."""
+
+    @classmethod
+    def of(cls, world: World) -> "Group":
+        """Return the group of all processes."""
+        return cls(world.rank, world.size, world.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Tell whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def numbers(self, values: Sequence[float]) -> list[list[float]]:
+        """Return the numbers of every process, by rank; all must give as many."""
+        if self.size == 1:
+            return [list(values)]
+        mine = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        everyones = [torch.empty_like(mine) for _ in range(self.size)]
+        distributed.all_gather(everyones, mine)
+        return [part.tolist() for part in everyones]
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over the processes, added in the order of ranks, the same on each."""
+        return [sum(column) for column in zip(*self.numbers(values), strict=True)]
+
+    def greatest(self, value: int) -> int:
+        """Return the greatest value of any process."""
+        return int(max(part[0] for part in self.numbers([value])))
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's object, by rank."""
+        if self.size == 1:
+            return [value]
+        everyones: list[Any] = [None] * self.size
+        distributed.all_gather_object(everyones, value)
+        return everyones
+
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """Run an action on the first process while the others wait; they get None.
+
+        Raises:
+            TrainingError: on the others, when the action failed on the first.
+        """
+        if self.size == 1:
+            return action()
+        if not self.is_main:
+            self._wait_for_main()
+            return None
+        said: list[str | None] = [None]
+        try:
+            return action()
+        except Exception as error:
+            said = [f"{type(error).__name__}: {error}"]
+            raise
+        finally:
+            distributed.broadcast_object_list(said, src=0)
+
+    def _wait_for_main(self) -> None:
+        said: list[str | None] = [None]
+        distributed.broadcast_object_list(said, src=0)
+        if said[0] is not None:
+            raise TrainingError(f"process 0 failed, so process {self.rank} ends: {said[0]}")
+
+
+ALONE = Group()
+
+
+def leave_group() -> None:
+    """End the process group, if there is one: a process that exits with a live one may abort."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,206 @@
+"""Two processes train what one does: the same data, rates, losses and weights, and go on alike.
+
+`make parity` writes the measured differences to docs/parity.md.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launching import Bench, environment, run, torchrun
+from newtune.run_dir import RunDir
+
+pytestmark = pytest.mark.xdist_group("ddp")  # they share two launches
+
+WORKER = Path(__file__).with_name("worker.py")
+LORA = {
+    "adapter": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_linear": True,
+    "lora_dropout": 0,
+}
+MODELS: dict[str, dict[str, Any]] = {"full": {}, "LoRA": LORA}
+DATA = {"padded": {}, "packed": {"sample_packing": True}}
+BATCHES = {2: "accumulation 1", 8: "accumulation 4, a short last step"}
+CASES = {
+    f"{model}, {data}, {batch}": {**MODELS[model], **DATA[data], "batch_size": rows}
+    for model in MODELS
+    for data in DATA
+    for rows, batch in BATCHES.items()
+}
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Train every case on one process and on two, and each on from the other's checkpoint."""
+    bench = Bench.new(tmp_path_factory.mktemp("ddp"))
+    alone, together = [], []
+    for number, case in enumerate(CASES.values()):
+        alone.append(bench.config(f"one-{number}", **case))
+        together.append(bench.config(f"two-{number}", **case))
+    saving = {**LORA, "batch_size": 4, "save_steps": 3, "save_strategy": None}
+    alone.append(bench.config("one-saved", **saving))
+    together.append(bench.config("two-saved", **saving, ddp_backend="gloo", ddp_timeout=77))
+    from_one = str(bench.root / "one-saved" / "checkpoint-3")
+    from_two = str(bench.root / "two-saved" / "checkpoint-3")
+    together.append(bench.config("one-to-two", **saving, resume_from_checkpoint=from_one))
+    together.append(bench.config("two-to-two", **saving, resume_from_checkpoint=from_two))
+    run(torchrun(1, WORKER, *alone))
+    run(torchrun(2, WORKER, *together))
+    back = bench.config("two-to-one", **saving, resume_from_checkpoint=from_two)
+    run(torchrun(1, WORKER, back))
+    return bench
+
+
+def relative(left: float, right: float) -> float:
+    return abs(left - right) / max(abs(right), 1e-12)
+
+
+def differences(bench: Bench, one: str, two: str) -> dict[str, float]:
+    """Return the largest difference of two runs in each thing they report, and in the weights."""
+    left, right = bench.lines(one), bench.lines(two)
+    assert [line.keys() for line in left] == [line.keys() for line in right]
+    for key in ("step", "epoch", "tokens", "learning_rate"):
+        assert [line.get(key) for line in left] == [line.get(key) for line in right]
+    found = {
+        key: max(relative(b[key], a[key]) for a, b in zip(left, right, strict=True) if key in a)
+        for key in ("loss", "grad_norm", "eval_loss")
+    }
+    ours, theirs = bench.weights(one), bench.weights(two)
+    assert ours.keys() == theirs.keys()
+    found["weights"] = max(float((ours[k] - theirs[k]).abs().max()) for k in ours)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(bench: Bench, case: str) -> None:
+    number = list(CASES).index(case)
+    found = differences(bench, f"one-{number}", f"two-{number}")
+    assert all(value <= TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.parametrize("other", ["one-to-two", "two-to-one"])
+def test_a_run_goes_on_with_another_number_of_processes(bench: Bench, other: str) -> None:
+    whole, rest = bench.lines("one-saved"), bench.lines(other)
+    assert rest[0]["step"] == 4
+    after = [line for line in whole if line["step"] > 3]
+    assert [line["step"] for line in rest] == [line["step"] for line in after]
+    for one, two in zip(after, rest, strict=True):
+        for key in one.keys() & {"loss", "eval_loss", "learning_rate"}:
+            assert relative(two[key], one[key]) <= TOLERANCE, (key, one, two)
+    ours, theirs = bench.weights("one-saved"), bench.weights(other)
+    assert all(float((ours[k] - theirs[k]).abs().max()) <= TOLERANCE for k in ours)
+
+
+def test_on_as_many_processes_a_run_goes_on_bit_for_bit(bench: Bench) -> None:
+    whole, resumed = bench.weights("two-saved"), bench.weights("two-to-two")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    after = [line for line in bench.lines("two-saved") if line["step"] > 3]
+    assert bench.lines("two-to-two") == after
+
+
+def test_a_checkpoint_says_who_wrote_it(bench: Bench) -> None:
+    manifest = json.loads((bench.root / "two-saved/checkpoint-3/manifest.json").read_text())
+    assert (manifest["processes"], manifest["rows_per_step"]) == (2, 4)
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= manifest["files"].keys()
+
+
+def test_processes_hear_each_other(bench: Bench) -> None:
+    first, second = (json.loads((bench.root / f"said-{r}.json").read_text()) for r in (0, 1))
+    assert first["numbers"] == second["numbers"] == [[0.0, 0.5], [1.0, 0.5]]
+    assert first["sums"] == second["sums"] == [3.0, 0.2]
+    assert first["greatest"] == second["greatest"] == 7
+    assert first["gathered"] == second["gathered"] == ["process 0", "process 1"]
+    assert (first["main"], second["main"]) == ("done", None)
+    assert first["heard"] == "OSError: no room"
+    assert second["heard"].startswith("TrainingError: process 0 failed, so process 1 ends: OSErr")
+
+
+def wait_for(lines: int, file: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if file.is_file() and len(file.read_text().splitlines()) >= lines:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"{file} never had {lines} lines")
+
+
+@pytest.fixture
+def started(bench: Bench) -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_to_the_launcher_saves_and_the_run_goes_on(
+    bench: Bench, started: list[subprocess.Popen[str]]
+) -> None:
+    long = {**LORA, "lora_dropout": 0.1, "batch_size": 2, "num_epochs": 12}
+    whole, cut = bench.config("whole", **long), bench.config("cut", **long)
+    command = torchrun(2, "-m", "newtune.cli.train")
+    process = subprocess.Popen(
+        [*command, str(cut)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started.append(process)
+    wait_for(4, bench.root / "cut" / "metrics.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert "SIGTERM received" in said
+    run([*command, str(whole)])
+    saved = RunDir(bench.root / "cut").checkpoints()
+    assert len(saved) == 1, said
+    assert 4 <= int(saved[0].name.split("-")[1]) < bench.lines("whole")[-1]["step"]
+    run([*command, str(cut), "--resume"])
+    ours, theirs = bench.weights("whole"), bench.weights("cut")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert bench.lines("whole") == bench.lines("cut")
+
+
+def test_another_number_of_rows_per_step_is_refused(bench: Bench) -> None:
+    config = bench.config(
+        "grown",
+        **LORA,
+        gradient_accumulation_steps=4,
+        resume_from_checkpoint=str(bench.root / "two-saved" / "checkpoint-3"),
+    )
+    done = subprocess.run(
+        [*torchrun(2, "-m", "newtune.cli.train"), str(config)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "a step has 8 rows now" in done.stderr
+    assert "`batch_size: 4` keeps them the same" in " ".join(done.stderr.split())
+
+
+def test_the_table_of_differences(bench: Bench) -> None:
+    """With NEWTUNE_PARITY set to a file, the measured differences are written to it."""
+    rows = [
+        "| run | loss | gradient's norm | evaluation loss | weights |",
+        "|---|---|---|---|---|",
+    ]
+    for number, case in enumerate(CASES):
+        found = differences(bench, f"one-{number}", f"two-{number}")
+        rows.append(f"| DDP: {case} | " + " | ".join(f"{v:.1e}" for v in found.values()) + " |")
+    assert len(rows) == 2 + len(CASES)
+    if file := os.environ.get("NEWTUNE_PARITY"):
+        before, _, _ = Path(file).read_text().partition("| run |")
+        Path(file).write_text(before + "\n".join(rows) + "\n")
