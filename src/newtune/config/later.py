@@ -27,9 +27,7 @@ _KERNELS = Later("LoRA kernels are not available yet")
 _COMPILE = Later("compiling the model is not available yet")
 _FP8 = Later("8-bit floating point is not available yet")
 _QAT = Later("quantisation-aware training is not available yet")
-_PROCESSES = Later(
-    "sharing one model between processes is not available yet; each holds all of it (DDP)"
-)
+_PROCESSES = Later("sharing a model between processes is not available yet; each holds all of it")
 _ONE_IS_FINE = Later(_PROCESSES.missing, (1,))
 _RAY = Later("starting on a Ray cluster is not available yet")
 _PREFERENCE = Later("objectives other than the next token's loss are not available yet")
