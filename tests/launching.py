@@ -99,3 +99,50 @@ class Bench:
             found |= load_file(path)
         assert found
         return found
+
+
+def relative(left: float, right: float) -> float:
+    return abs(left - right) / max(abs(right), 1e-12)
+
+
+def differences(bench: Bench, one: str, two: str) -> dict[str, float]:
+    """Return the largest difference of two runs in each thing they report, and in the weights."""
+    left, right = bench.lines(one), bench.lines(two)
+    assert [line.keys() for line in left] == [line.keys() for line in right]
+    for key in ("step", "epoch", "tokens", "learning_rate"):
+        assert [line.get(key) for line in left] == [line.get(key) for line in right]
+    found = {
+        key: max(relative(b[key], a[key]) for a, b in zip(left, right, strict=True) if key in a)
+        for key in ("loss", "grad_norm", "eval_loss")
+    }
+    ours, theirs = bench.weights(one), bench.weights(two)
+    assert ours.keys() == theirs.keys()
+    found["weights"] = max(float((ours[k] - theirs[k]).abs().max()) for k in ours)
+    return found
+
+
+def assert_goes_on(bench: Bench, whole: str, rest: str, *, tolerance: float) -> None:
+    """Compare a run that went on from another's checkpoint-3 with that run."""
+    after = [line for line in bench.lines(whole) if line["step"] > 3]
+    lines = bench.lines(rest)
+    assert [line["step"] for line in lines] == [line["step"] for line in after]
+    for one, two in zip(after, lines, strict=True):
+        for key in one.keys() & {"loss", "eval_loss", "learning_rate"}:
+            assert relative(two[key], one[key]) <= tolerance, (key, one, two)
+    ours, theirs = bench.weights(whole), bench.weights(rest)
+    assert ours.keys() == theirs.keys()
+    assert all(float((ours[k] - theirs[k]).abs().max()) <= tolerance for k in ours)
+
+
+def write_parity(found: Mapping[str, Mapping[str, float]]) -> None:
+    """Put measured differences into the table of the file that NEWTUNE_PARITY names, if any."""
+    if not (name := os.environ.get("NEWTUNE_PARITY")):
+        return
+    head = ["| run | loss | gradient's norm | evaluation loss | weights |", "|---|---|---|---|---|"]
+    lines = Path(name).read_text().splitlines()
+    rows = {line.split(" | ")[0]: line for line in lines if line.startswith(("| DDP", "| FSDP2"))}
+    for run_name, values in found.items():
+        numbers = " | ".join(f"{value:.1e}" for value in values.values())
+        rows[f"| {run_name}"] = f"| {run_name} | {numbers} |"
+    before = [line for line in lines if not line.startswith("|")]
+    Path(name).write_text("\n".join([*before, *head, *rows.values()]) + "\n")

@@ -122,8 +122,12 @@ def train(config: RunConfig) -> RunReport | None:
         describe(run_dir, config, prepared)
 
     set_seed(plan.training.steps.seed)  # an adapter's first weights are drawn when it is made
+    sharded = plan.training.parallel.engine == "fsdp2"  # then it goes to the device in parts
     model = load_model(
-        plan.model, plan.adapter, tokenizer=tokenizer, new_token_ids=prepared.new_token_ids
+        replace(plan.model, device="cpu") if sharded else plan.model,
+        plan.adapter,
+        tokenizer=tokenizer,
+        new_token_ids=prepared.new_token_ids,
     )
     inputs = Inputs.of(model, plan.model, data)
     if checkpoint is None:
@@ -150,7 +154,8 @@ def train(config: RunConfig) -> RunReport | None:
             trainer.train(resume_from_checkpoint=checkpoint)
         if plan.training.relora is not None:
             join_rounds(cast("PeftModel", model))
-        report = group.on_main(lambda: save_result(run_dir, model, prepared, batches))
+        with trainer.whole_model(trained_only=False) as whole:
+            report = group.on_main(lambda: save_result(run_dir, whole, prepared, batches))
         if report is not None:
             uploads.add_result()
     return report and report_uploads(run_dir, report, uploads.problems)

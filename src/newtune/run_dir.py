@@ -54,6 +54,8 @@ MAY_DIFFER_ON_RESUME = frozenset(
         "ddp_bucket_cap_mb",
         "ddp_broadcast_buffers",
         "ddp_find_unused_parameters",
+        "fsdp_version",
+        "fsdp_config",
         "hub_model_id",
         "hub_strategy",
         "hub_private_repo",

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -15,7 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from launching import Bench, environment, run, torchrun
+from launching import (
+    Bench,
+    assert_goes_on,
+    differences,
+    environment,
+    run,
+    torchrun,
+    write_parity,
+)
 from newtune.run_dir import RunDir
 
 pytestmark = pytest.mark.xdist_group("ddp")  # they share two launches
@@ -62,26 +69,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench
 
 
-def relative(left: float, right: float) -> float:
-    return abs(left - right) / max(abs(right), 1e-12)
-
-
-def differences(bench: Bench, one: str, two: str) -> dict[str, float]:
-    """Return the largest difference of two runs in each thing they report, and in the weights."""
-    left, right = bench.lines(one), bench.lines(two)
-    assert [line.keys() for line in left] == [line.keys() for line in right]
-    for key in ("step", "epoch", "tokens", "learning_rate"):
-        assert [line.get(key) for line in left] == [line.get(key) for line in right]
-    found = {
-        key: max(relative(b[key], a[key]) for a, b in zip(left, right, strict=True) if key in a)
-        for key in ("loss", "grad_norm", "eval_loss")
-    }
-    ours, theirs = bench.weights(one), bench.weights(two)
-    assert ours.keys() == theirs.keys()
-    found["weights"] = max(float((ours[k] - theirs[k]).abs().max()) for k in ours)
-    return found
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(bench: Bench, case: str) -> None:
     number = list(CASES).index(case)
@@ -91,22 +78,11 @@ def test_two_processes_are_one(bench: Bench, case: str) -> None:
 
 @pytest.mark.parametrize("other", ["one-to-two", "two-to-one"])
 def test_a_run_goes_on_with_another_number_of_processes(bench: Bench, other: str) -> None:
-    whole, rest = bench.lines("one-saved"), bench.lines(other)
-    assert rest[0]["step"] == 4
-    after = [line for line in whole if line["step"] > 3]
-    assert [line["step"] for line in rest] == [line["step"] for line in after]
-    for one, two in zip(after, rest, strict=True):
-        for key in one.keys() & {"loss", "eval_loss", "learning_rate"}:
-            assert relative(two[key], one[key]) <= TOLERANCE, (key, one, two)
-    ours, theirs = bench.weights("one-saved"), bench.weights(other)
-    assert all(float((ours[k] - theirs[k]).abs().max()) <= TOLERANCE for k in ours)
+    assert_goes_on(bench, "one-saved", other, tolerance=TOLERANCE)
 
 
 def test_on_as_many_processes_a_run_goes_on_bit_for_bit(bench: Bench) -> None:
-    whole, resumed = bench.weights("two-saved"), bench.weights("two-to-two")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    after = [line for line in bench.lines("two-saved") if line["step"] > 3]
-    assert bench.lines("two-to-two") == after
+    assert_goes_on(bench, "two-saved", "two-to-two", tolerance=0)
 
 
 def test_a_checkpoint_says_who_wrote_it(bench: Bench) -> None:
@@ -193,14 +169,8 @@ def test_another_number_of_rows_per_step_is_refused(bench: Bench) -> None:
 
 def test_the_table_of_differences(bench: Bench) -> None:
     """With NEWTUNE_PARITY set to a file, the measured differences are written to it."""
-    rows = [
-        "| run | loss | gradient's norm | evaluation loss | weights |",
-        "|---|---|---|---|---|",
-    ]
-    for number, case in enumerate(CASES):
-        found = differences(bench, f"one-{number}", f"two-{number}")
-        rows.append(f"| DDP: {case} | " + " | ".join(f"{v:.1e}" for v in found.values()) + " |")
-    assert len(rows) == 2 + len(CASES)
-    if file := os.environ.get("NEWTUNE_PARITY"):
-        before, _, _ = Path(file).read_text().partition("| run |")
-        Path(file).write_text(before + "\n".join(rows) + "\n")
+    found = {
+        f"DDP: {case}": differences(bench, f"one-{number}", f"two-{number}")
+        for number, case in enumerate(CASES)
+    }
+    write_parity(found)

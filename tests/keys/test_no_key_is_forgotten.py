@@ -60,6 +60,20 @@ SHOWN_BY = {
         ),
         "unit/plan/test_parallel.py::test_",
     ),
+    "fsdp": "unit/plan/test_parallel.py::test_one_process_shards_nothing",
+    "fsdp_version": "unit/config/test_legacy.py::test_fsdp_list_becomes_options",
+    **dict.fromkeys(
+        (
+            *("fsdp_config.activation_checkpointing", "fsdp_config.offload_params"),
+            *("fsdp_config.cpu_ram_efficient_loading", "fsdp_config.cpu_offload_pin_memory"),
+            *("fsdp_config.state_dict_type", "fsdp_config.final_state_dict_type"),
+            *("fsdp_config.auto_wrap_policy", "fsdp_config.min_num_params"),
+            *("fsdp_config.transformer_layer_cls_to_wrap", "fsdp_config.reshard_after_forward"),
+            *("fsdp_config.sharding_strategy", "fsdp_config.mixed_precision_policy"),
+            *("fsdp_config.backward_prefetch",),
+        ),
+        "unit/plan/test_parallel.py::test_",
+    ),
     "strict": "unit/config/test_load.py::test_strict_lets_the_command_line_change_only",
     **dict.fromkeys(
         (

@@ -175,9 +175,9 @@ IDLE: tuple[Idle, ...] = (
         "`dataloader_num_workers` is not given",
     ),
     Idle(
-        ("heads_k_stride", "ring_attn_func", "fsdp_version"),
+        ("heads_k_stride", "ring_attn_func"),
         never,
-        "sequences and models are not shared between processes",
+        "sequences are not shared between processes",
     ),
     Idle(
         ("device_map",),

@@ -72,8 +72,6 @@ LATER: Mapping[str, Later] = {
     "torch_compile*": _COMPILE,
     "flex_attn_compile_kwargs": _COMPILE,
     "peft_layer_replication": Later("repeating layers is not available yet"),
-    "fsdp": _PROCESSES,
-    "fsdp_config": _PROCESSES,
     "deepspeed": _PROCESSES,
     "deepcompile": _PROCESSES,
     "dp_shard_size": _ONE_IS_FINE,

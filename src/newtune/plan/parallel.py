@@ -1,12 +1,16 @@
 """How several processes train one model: decided before weights load."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from newtune.config.parallel import FsdpSection
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
-from newtune.plan.parts import ParallelPlan
+from newtune.plan.parts import FsdpPlan, ParallelPlan
 
-OPTIONS = (
+DDP_OPTIONS = (
     "ddp",
     "ddp_backend",
     "ddp_timeout",
@@ -14,26 +18,61 @@ OPTIONS = (
     "ddp_broadcast_buffers",
     "ddp_find_unused_parameters",
 )
+FOR_DDP_ONLY = ("ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_find_unused_parameters")
+SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Those whose arithmetic is element by element, by torch's own operators."""
+DONE_BY_FSDP2: Mapping[str, str] = {
+    "limit_all_gathers": "FSDP2 limits them by itself",
+    "use_orig_params": "FSDP2 always keeps the original parameters",
+    "sync_module_states": "every process reads the same weights",
+    "backward_prefetch": "FSDP2 prefetches by itself",
+    "forward_prefetch": "FSDP2 prefetches by itself",
+    "cpu_ram_efficient_loading": "every process reads the weights itself, on the CPU",
+}
+RESHARDS = {"FULL_SHARD": True, "SHARD_GRAD_OP": False, "1": True, "2": False}
+OTHER_STRATEGIES = {
+    "NO_SHARD": "shards nothing",
+    "3": "shards nothing (NO_SHARD)",
+    "HYBRID_SHARD": "is not available yet",
+    "4": "(HYBRID_SHARD) is not available yet",
+    "HYBRID_SHARD_ZERO2": "is not available yet",
+    "5": "(HYBRID_SHARD_ZERO2) is not available yet",
+}
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPE_KEYS = ("param_dtype", "reduce_dtype", "output_dtype")
 
 
-def plan_parallel(config: RunConfig, world: World, ledger: Ledger) -> ParallelPlan:
+def plan_parallel(
+    config: RunConfig, world: World, ledger: Ledger, *, quantized: bool = False
+) -> ParallelPlan:
     """Return how the processes work together; alone, given options are answered with a notice.
 
     Raises:
-        ConfigError: `ddp: false` with several processes, each of which would train alone.
+        ConfigError: `ddp: false` with several processes, each of which would train alone; what
+            cannot be sharded.
     """
     keys = config.parallel
-    options = {key: getattr(keys, key) for key in OPTIONS}
+    options = {key: getattr(keys, key) for key in DDP_OPTIONS}
+    section = keys.fsdp_config
+    fsdp = None if section is None else plan_fsdp(config, section, world, ledger)
     if world.size == 1:
         for key, value in options.items():
             if value is not None:
                 ledger.notice(f"`{key}` has no effect in this run: it has one process.")
+        if fsdp is not None:
+            ledger.notice("`fsdp_config` has no effect in this run: one process shares nothing.")
         return ledger.decide("training.parallel", ParallelPlan(), "one process")
-    if keys.ddp is False:
+    if keys.ddp is False and fsdp is None:
         message = f"is false, but {world.size} processes were started: they could not share a model"
         raise ConfigError([Problem("ddp", message, "Leave it out, or start one process.")])
+    if fsdp is not None:
+        _require_shardable(config, quantized=quantized)
+        for key in FOR_DDP_ONLY:
+            if options[key] is not None:
+                ledger.notice(f"`{key}` has no effect in this run: the model is sharded.")
     plan = ParallelPlan(
-        engine="ddp",
+        engine="ddp" if fsdp is None else "fsdp2",
+        fsdp=fsdp,
         backend=keys.ddp_backend,
         timeout_seconds=keys.ddp_timeout or ParallelPlan.timeout_seconds,
         bucket_cap_mb=keys.ddp_bucket_cap_mb,
@@ -41,4 +80,87 @@ def plan_parallel(config: RunConfig, world: World, ledger: Ledger) -> ParallelPl
         find_unused_parameters=bool(keys.ddp_find_unused_parameters),
     )
     why = f"{world.size} processes hold the whole model each and average its gradients"
+    if fsdp is not None:
+        why = f"fsdp_config: each of {world.size} processes holds a part of every parameter"
     return ledger.decide("training.parallel", plan, why)
+
+
+def plan_fsdp(
+    config: RunConfig, section: FsdpSection, world: World, ledger: Ledger
+) -> FsdpPlan | None:
+    """Return how the model is sharded; None where the section says nothing.
+
+    Raises:
+        ConfigError: an unknown strategy or dtype.
+    """
+    if not section.given():
+        return None
+    for key, instead in DONE_BY_FSDP2.items():
+        if getattr(section, key) is not None:
+            ledger.notice(f"`fsdp_config.{key}` has no effect in this run: {instead}.")
+    for key in ("state_dict_type", "final_state_dict_type"):
+        if getattr(section, key) not in (None, "FULL_STATE_DICT"):
+            ledger.notice(f"`fsdp_config.{key}` runs as FULL_STATE_DICT: what is written is whole.")
+    wrap = {"SIZE_BASED_WRAP": "size", "NO_WRAP": "nothing"}.get(section.auto_wrap_policy or "")
+    classes = section.transformer_layer_cls_to_wrap or ()
+    pin = section.cpu_offload_pin_memory
+    return FsdpPlan(
+        reshard_after_forward=_reshards(section),
+        offload=bool(section.offload_params),
+        pin_memory=world.device != "cpu" and pin is not False,
+        wrap=wrap or "layers",  # type: ignore[arg-type]  # the values above
+        layer_classes=tuple(classes.split(",")) if isinstance(classes, str) else tuple(classes),
+        least_parameters=section.min_num_params or 0,
+        dtypes=dict(_dtypes(section.mixed_precision_policy)),
+    )
+
+
+def _reshards(section: FsdpSection) -> bool:
+    reshards, strategy = section.reshard_after_forward, section.sharding_strategy
+    name = str(strategy if strategy is not None else "").upper()
+    if isinstance(reshards, str):  # Axolotl's old spelling of the strategy, or a quoted flag
+        word = reshards.upper()
+        if word in ("TRUE", "FALSE"):
+            return word == "TRUE"
+        name, reshards = name or word, None
+    if name in OTHER_STRATEGIES:
+        hint = "Leave `fsdp_config` out for data parallelism, or use FULL_SHARD or SHARD_GRAD_OP."
+        problem = Problem(
+            "fsdp_config.sharding_strategy", f"`{name}` {OTHER_STRATEGIES[name]}", hint
+        )
+        raise ConfigError([problem])
+    if name and name not in RESHARDS:
+        known = ", ".join(key for key in RESHARDS if not key.isdigit())
+        message = f"`{name}` is no sharding strategy; known: {known}"
+        raise ConfigError([Problem("fsdp_config.sharding_strategy", message)])
+    return RESHARDS.get(name, True) if reshards is None else bool(reshards)
+
+
+def _dtypes(policy: str | Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Yield `param_dtype: bfloat16`, ...; a single word is the dtype of computation."""
+    key = "fsdp_config.mixed_precision_policy"
+    given = {"param_dtype": policy} if isinstance(policy, str) else policy or {}
+    for name, value in given.items():
+        dtype = DTYPES.get(str(value), str(value).removeprefix("torch."))
+        if name not in DTYPE_KEYS or dtype not in DTYPES.values():
+            message = f"got `{name}: {value}`; it is {', '.join(DTYPE_KEYS)} → bf16, fp16 or fp32"
+            raise ConfigError(
+                [Problem(key, message, "`bf16` alone sets the dtype of computation.")]
+            )
+        yield name, dtype
+
+
+def _require_shardable(config: RunConfig, *, quantized: bool) -> None:
+    problems = []
+    if quantized:
+        message = "cannot shard a quantised base yet"
+        problems.append(Problem("fsdp_config", message, "Leave `fsdp_config` out: DDP runs it."))
+    if config.training.optimizer not in SHARDED_OPTIMIZERS:
+        message = f"`{config.training.optimizer}` is not known to work on sharded parameters"
+        hint = f"With `fsdp_config`: {', '.join(SHARDED_OPTIMIZERS)}."
+        problems.append(Problem("optimizer", message, hint))
+    if config.compute.fp16:
+        hint = "Use `bf16: auto`."
+        problems.append(Problem("fp16", "its gradient scaler is not available with FSDP2", hint))
+    if problems:
+        raise ConfigError(problems)

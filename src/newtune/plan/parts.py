@@ -155,11 +155,31 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class FsdpPlan:
+    """How a model is sharded over the processes (FSDP2)."""
+
+    reshard_after_forward: bool = True
+    """Drop a layer's gathered parameters between forward and backward."""
+    offload: bool = False
+    """Parameters, gradients and optimizer state lie on the CPU."""
+    pin_memory: bool = False
+    wrap: Literal["layers", "size", "nothing"] = "layers"
+    """What is gathered as one piece: decoder layers, modules of some size, or the whole model."""
+    layer_classes: tuple[str, ...] = ()
+    """Empty = the decoder layers that the model's class names."""
+    least_parameters: int = 0
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """param_dtype, reduce_dtype, output_dtype → torch's name; empty = those of the parameters."""
+
+
+@dataclass(frozen=True)
 class ParallelPlan:
     """How the processes of a run train one model."""
 
-    engine: Literal["none", "ddp"] = "none"
-    """ddp: every process holds the whole model, gradients are averaged."""
+    engine: Literal["none", "ddp", "fsdp2"] = "none"
+    """ddp: every process holds the whole model, gradients are averaged. fsdp2: every process holds
+    a part of each parameter."""
+    fsdp: FsdpPlan | None = None
     backend: str | None = None
     """How processes talk; None = nccl on GPUs, gloo on CPUs."""
     timeout_seconds: int = 1800

@@ -88,6 +88,7 @@ def make_plan(
         data,
         attention=side.model.attention,
         trackers=plan_trackers(config.tracking, ledger),
+        quantized=side.model.quantization is not None,
         ledger=ledger,
     )
     if training.relora is not None and new_tokens:
@@ -235,7 +236,7 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         attention=attention,
         precision=precision,
         device=ledger.decide("model.device", world.device, "the first device of this process"),
-        gradient_checkpointing=bool(compute.gradient_checkpointing),
+        gradient_checkpointing=bool(compute.gradient_checkpointing) or recomputes(config),
         gradient_checkpointing_kwargs=compute.gradient_checkpointing_kwargs or {},
         embedding_multiple=32 if config.tokenizer.resize_token_embeddings_to_32x else None,
         unfrozen_parameters=_as_tuple(model.unfrozen_parameters),
@@ -344,3 +345,9 @@ def _as_layers(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ..
     if value is None:
         return None
     return (value,) if isinstance(value, int) else tuple(value)
+
+
+def recomputes(config: RunConfig) -> bool:
+    """Tell whether FSDP's own option asks for activations to be computed anew."""
+    fsdp = config.parallel.fsdp_config
+    return fsdp is not None and bool(fsdp.activation_checkpointing)

@@ -33,6 +33,7 @@ def plan_training(
     *,
     attention: str,
     trackers: TrackerPlan,
+    quantized: bool,
     ledger: Ledger,
 ) -> TrainingPlan:
     """Return everything the training loop needs.
@@ -73,7 +74,7 @@ def plan_training(
         ),
         flatten=ledger.decide("training.flatten", flatten, why),
         relora=plan_relora(config, world, steps.total_steps, ledger),
-        parallel=plan_parallel(config, world, ledger),
+        parallel=plan_parallel(config, world, ledger, quantized=quantized),
     )
 
 

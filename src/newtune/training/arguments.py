@@ -22,6 +22,11 @@ class OneDeviceArguments(TrainingArguments):
         """Return 1 on a machine with GPUs, 0 without."""
         return int(min(1, super().n_gpu))
 
+    @property
+    def place_model_on_device(self) -> bool:
+        """Return False: the model is on its device, or sharded."""
+        return False
+
 
 def training_arguments(plan: Plan, folder: Path) -> TrainingArguments:
     """Return the Trainer's arguments for the plan.

@@ -28,7 +28,6 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -133,15 +132,15 @@ SMALL_FILES_BYTES = 64 << 20
 """Room kept for tokenizer and small files; the largest tokenizers have some 30 MB."""
 
 
-def bytes_to_write(model: Model, optimizer: Optimizer | None) -> int:
-    """Return the bytes of a checkpoint's tensors: what is saved of the model, and the state."""
+def bytes_to_write(model: Model, optimizer: Mapping[str, Any] | None) -> int:
+    """Return the bytes of a checkpoint's tensors: what is saved of the model, and `named_state`."""
     tensors: list[torch.Tensor] = [
         parameter
         for parameter in model.parameters()
         if parameter.requires_grad or not isinstance(model, PeftModel)
     ]
     if optimizer is not None:
-        states = [value for state in optimizer.state.values() for value in state.values()]
+        states = [value for state in optimizer["state"].values() for value in state.values()]
         tensors += [value for value in states if isinstance(value, torch.Tensor)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

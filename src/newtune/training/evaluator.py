@@ -17,6 +17,7 @@ from newtune.training.evaluation import (
     in_turn,
 )
 from newtune.training.feed import TrainingData
+from newtune.training.sharding import is_sharded
 from newtune.types import Batch
 
 
@@ -77,12 +78,14 @@ class Evaluator:
         return metrics
 
     def _answer_all(self, step: int) -> dict[str, float]:
+        # processes that share each layer must all compute the same
+        group = ALONE if is_sharded(self.model) else self.group
         mine = evaluate_generation(
-            self.tasks[self.group.rank :: self.group.size],
+            self.tasks[group.rank :: group.size],
             self.answer,
             lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
         )
-        samples = in_turn(self.group.gather(mine.samples))
+        samples = in_turn(group.gather(mine.samples))
         result = GenerationResult(tuple(samples))
         self.generations[step] = result
         return {"eval_exact_match": result.exact_match, "eval_answers": len(result.samples)}

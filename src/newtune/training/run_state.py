@@ -18,7 +18,8 @@ from newtune.training.checkpoint import (
     random_state_files,
     write_tensors,
 )
-from newtune.training.optimizer_state import load_named_state, named_state
+from newtune.training.optimizer_state import load_named_state
+from newtune.training.sharding import Sharding, sharded_state
 
 
 class Remembers(Protocol):
@@ -35,14 +36,13 @@ class Remembers(Protocol):
 
 def save_run_state(
     folder: Path,
-    model: Model,
-    optimizer: AcceleratedOptimizer,
+    optimizer: Mapping[str, Any],
     schedule: LRScheduler,
     remembered: Mapping[str, Remembers],
     random: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write optimizer (by parameter name), schedule, what is remembered, random states by rank."""
-    write_tensors(folder / OPTIMIZER_FILE, named_state(optimizer, model))
+    """Write optimizer (`named_state`), schedule, what is remembered, random states by rank."""
+    write_tensors(folder / OPTIMIZER_FILE, optimizer)
     write_tensors(folder / SCHEDULER_FILE, schedule.state_dict())
     for name, states in zip(random_state_files(len(random)), random, strict=True):
         write_tensors(folder / name, states)
@@ -55,9 +55,12 @@ def load_run_state(
     optimizer: AcceleratedOptimizer,
     schedule: LRScheduler,
     remembered: Mapping[str, Remembers],
+    sharding: Sharding | None = None,
 ) -> None:
     """Load what `save_run_state` wrote, but for the random states."""
     saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    if sharding is not None:
+        saved = sharded_state(saved, model)
     load_named_state(optimizer.optimizer, model, saved)
     schedule.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
     memories = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-unt
 from peft import PeftModel
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
@@ -36,10 +37,12 @@ from newtune.training.evaluator import Evaluator
 from newtune.training.feed import Streamed, TrainingData, loader
 from newtune.training.metrics import Meter, MeterClock, MetricsFile, TokenCounts, count_tokens
 from newtune.training.optim import build_optimizer
+from newtune.training.optimizer_state import named_state
 from newtune.training.progress import ProgressDisplay
 from newtune.training.restarts import Restarts
 from newtune.training.run_state import Remembers, load_run_state, save_run_state
 from newtune.training.schedules import learning_rate_share
+from newtune.training.sharding import gathered_state, shard
 from newtune.training.stopping import (
     CutShort,
     EndedByEvaluation,
@@ -90,9 +93,12 @@ class NewtuneTrainer(Trainer):
         self._own_counts = self._step_counts = TokenCounts(0, 0)
         self._doing = "training"
         use_cache = model.config.use_cache
+        arguments = training_arguments(plan, run_dir.root)
+        fsdp = plan.training.parallel.fsdp
+        self.sharding = None if fsdp is None else shard(model, fsdp, group)
         super().__init__(
             model=model,
-            args=training_arguments(plan, run_dir.root),
+            args=arguments,
             train_dataset=data.train,
             eval_dataset=data.evaluation or data.eval_examples or None,
             callbacks=self._callbacks(),
@@ -100,6 +106,8 @@ class NewtuneTrainer(Trainer):
         # the Trainer switches the cache off in the config that is saved with the model; the loss
         # switches it off for its own forwards
         model.config.use_cache = use_cache
+        if self.sharding is not None:  # it is placed and exchanges its gradients already
+            self.is_distributed_loading_by_transformers = True
         self.remove_callback(DefaultFlowCallback)
         self.remove_callback(PrinterCallback)
 
@@ -245,11 +253,16 @@ class NewtuneTrainer(Trainer):
         assert num_items_in_batch is not None
         return loss_sum * self.group.size / num_items_in_batch
 
+    @contextlib.contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Exchange the gradients of every micro-batch: kept until the last, they would be whole."""
+        yield
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
         """Return the gradient's norm before clipping, once the step is known to be sound."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         values = [torch.as_tensor(value) for value in (*self._micro_losses, *self._micro_counts)]
-        values.append(torch.as_tensor(norm))
+        values.append(norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm))
         # one wait for the device per step
         numbers = torch.stack([value.to(self.args.device, torch.float64) for value in values])
         *sums, norm = numbers.tolist()
@@ -392,6 +405,8 @@ class NewtuneTrainer(Trainer):
                 yield
         finally:
             self.network.train(was_training)
+            if self.sharding is not None:
+                self.sharding.reshard()
 
     def _eval_batches(self) -> Iterable[Batch]:
         if self.data.evaluation is None:
@@ -422,33 +437,45 @@ class NewtuneTrainer(Trainer):
         if best and (best == step or (root / f"checkpoint-{best}").is_dir()):
             self.state.best_model_checkpoint = str(root / f"checkpoint-{best}")
         random = self.group.gather(checkpoints.random_states()) if resumable else []
-        self.group.on_main(lambda: self._write_checkpoint(random, resumable=resumable))
+        self._prepared_optimizer().eval()
+        state = self._optimizer_state() if resumable else None
+        with self.whole_model(trained_only=True) as whole:
+            self.group.on_main(lambda: self._write_checkpoint(whole, state, random))
         self.meter.restart_clock()
 
-    def _write_checkpoint(self, random: Sequence[Mapping[str, Any]], *, resumable: bool) -> None:
+    @contextlib.contextmanager
+    def whole_model(self, *, trained_only: bool) -> Iterator[Model]:
+        """Yield the model, gathered on the first process if it is sharded; all must enter."""
+        if self.sharding is None:
+            yield self.network
+            return
+        with self.sharding.whole(trained_only=trained_only) as whole:
+            yield whole
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        state = named_state(self._prepared_optimizer(), self.network)
+        return state if self.sharding is None else gathered_state(state)
+
+    def _write_checkpoint(
+        self,
+        model: Model,
+        optimizer_state: Mapping[str, Any] | None,
+        random: Sequence[Mapping[str, Any]],
+    ) -> None:
         step, root = self.state.global_step, self.run_dir.root
         facts = {
             "position": step * self.args.gradient_accumulation_steps,
             "rows_per_step": self.plan.training.steps.rows_per_step,
             "processes": self.group.size,
-            "resumable": resumable,
+            "resumable": optimizer_state is not None,
         }
         with checkpoints.written_aside(root, step, **facts) as folder:
-            self._prepared_optimizer().eval()
-            optimizer = self._prepared_optimizer() if resumable else None
-            checkpoints.require_room(folder, checkpoints.bytes_to_write(self.network, optimizer))
-            checkpoints.save_weights(self.network, folder)
+            checkpoints.require_room(folder, checkpoints.bytes_to_write(model, optimizer_state))
+            checkpoints.save_weights(model, folder)
             self.tokenizer.save_pretrained(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            if resumable:
-                save_run_state(
-                    folder,
-                    self.network,
-                    self._prepared_optimizer(),
-                    self._schedule(),
-                    self._remembered,
-                    random,
-                )
+            if optimizer_state is not None:
+                save_run_state(folder, optimizer_state, self._schedule(), self._remembered, random)
                 self._save_scaler(str(folder))
         keep, best = self.plan.training.save.keep, self.state.best_global_step
         checkpoints.rotate(root, keep=keep, best_step=best)
@@ -470,7 +497,13 @@ class NewtuneTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         """Load the weights, and nothing less than all of them."""
-        checkpoints.load_weights(self.network, Path(resume_from_checkpoint))
+        self._load_weights(Path(resume_from_checkpoint))
+
+    def _load_weights(self, checkpoint: Path) -> None:
+        if self.sharding is None:
+            checkpoints.load_weights(self.network, checkpoint)
+        else:
+            self.sharding.load(lambda model: checkpoints.load_weights(model, checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the optimizer by parameter name, the schedule, and what our callbacks remember."""
@@ -479,7 +512,12 @@ class NewtuneTrainer(Trainer):
         folder = Path(checkpoint)
         self._point_to_best()
         load_run_state(
-            folder, self.network, self._prepared_optimizer(), self._schedule(), self._remembered
+            folder,
+            self.network,
+            self._prepared_optimizer(),
+            self._schedule(),
+            self._remembered,
+            self.sharding,
         )
         self.args.eval_on_start = self.stop.evaluation_due
 
@@ -496,4 +534,4 @@ class NewtuneTrainer(Trainer):
         if damage is not None:
             raise TrainingError(f"the best checkpoint cannot be loaded: {damage}")
         notice(f"the best checkpoint is loaded: {best} ({self.state.best_metric:.4g})")
-        checkpoints.load_weights(self.network, best)
+        self._load_weights(best)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,8 @@ from configs import valid
 from newtune.distributed.world import World
 from newtune.errors import ConfigError
 from newtune.plan.ledger import Ledger
-from newtune.plan.parallel import plan_parallel
-from newtune.plan.parts import ParallelPlan
+from newtune.plan.parallel import DONE_BY_FSDP2, plan_parallel
+from newtune.plan.parts import FsdpPlan, ParallelPlan
 from newtune.training.arguments import training_arguments
 from runs import TinyRun
 
@@ -53,3 +54,99 @@ def test_alone_each_option_is_answered(key: str) -> None:
 def test_processes_that_would_train_alone_are_refused() -> None:
     with pytest.raises(ConfigError, match="2 processes were started"):
         plan_parallel(valid(ddp=False), TWO, Ledger())
+
+
+def planned(**fsdp: Any) -> FsdpPlan:
+    plan = plan_parallel(valid(fsdp_config=fsdp), TWO, Ledger())
+    assert plan.engine == "fsdp2"
+    assert plan.fsdp is not None
+    return plan.fsdp
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({"reshard_after_forward": True}, {}),
+        ({"reshard_after_forward": False}, {"reshard_after_forward": False}),
+        ({"sharding_strategy": "SHARD_GRAD_OP"}, {"reshard_after_forward": False}),
+        ({"sharding_strategy": 1}, {}),
+        ({"offload_params": True, "cpu_offload_pin_memory": True}, {"offload": True}),
+        ({"auto_wrap_policy": "NO_WRAP"}, {"wrap": "nothing"}),
+        (
+            {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 7},
+            {"wrap": "size", "least_parameters": 7},
+        ),
+        ({"transformer_layer_cls_to_wrap": "A,B"}, {"layer_classes": ("A", "B")}),
+        ({"transformer_layer_cls_to_wrap": ["A"]}, {"layer_classes": ("A",)}),
+        ({"mixed_precision_policy": "bf16"}, {"dtypes": {"param_dtype": "bfloat16"}}),
+        (
+            {"mixed_precision_policy": {"reduce_dtype": "fp32"}},
+            {"dtypes": {"reduce_dtype": "float32"}},
+        ),
+    ],
+)
+def test_fsdp_options(given: dict[str, Any], changed: dict[str, Any]) -> None:
+    assert planned(**given) == dataclasses.replace(FsdpPlan(), **changed)
+
+
+def test_pinned_memory_is_for_gpus() -> None:
+    gpu = dataclasses.replace(TWO, device="cuda:0", visible_gpus=2)
+    for pins, expected in ((None, True), (True, True), (False, False)):
+        options = {"offload_params": True, "cpu_offload_pin_memory": pins}
+        given = {key: value for key, value in options.items() if value is not None}
+        plan = plan_parallel(valid(fsdp_config=given), gpu, Ledger())
+        assert plan.fsdp is not None
+        assert plan.fsdp.pin_memory is expected
+
+
+def test_fsdp_recomputes_activations_where_asked() -> None:
+    from newtune.plan.plan import recomputes
+
+    assert recomputes(valid(fsdp_config={"activation_checkpointing": True}))
+    assert not recomputes(valid(fsdp_config={"activation_checkpointing": False}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fsdp_config": {"sharding_strategy": "NO_SHARD"}}, "`NO_SHARD` shards nothing"),
+        ({"fsdp": ["hybrid_shard"]}, "`HYBRID_SHARD` is not available yet"),
+        ({"fsdp_config": {"sharding_strategy": "FULL"}}, "no sharding strategy; known: FULL_SHARD"),
+        ({"fsdp_config": {"mixed_precision_policy": "int8"}}, "got `param_dtype: int8`"),
+        ({"fsdp": ["full_shard"], "optimizer": "adamw_8bit"}, "not known to work on sharded"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_parallel(valid(**changes), TWO, Ledger())
+
+
+def test_a_quantised_base_is_not_sharded() -> None:
+    config = valid(fsdp_config={"offload_params": True})
+    with pytest.raises(ConfigError, match="cannot shard a quantised base yet"):
+        plan_parallel(config, TWO, Ledger(), quantized=True)
+
+
+@pytest.mark.parametrize("key", DONE_BY_FSDP2)
+def test_what_fsdp2_does_by_itself_is_answered(key: str) -> None:
+    ledger = Ledger()
+    value: Any = "BACKWARD_PRE" if key == "backward_prefetch" else True
+    plan_parallel(valid(fsdp_config={key: value}), TWO, ledger)
+    said = f"`fsdp_config.{key}` has no effect in this run: {DONE_BY_FSDP2[key]}."
+    assert said in ledger.notices
+
+
+@pytest.mark.parametrize("key", ["state_dict_type", "final_state_dict_type"])
+def test_what_is_written_is_whole(key: str) -> None:
+    ledger = Ledger()
+    plan_parallel(valid(fsdp_config={key: "SHARDED_STATE_DICT"}), TWO, ledger)
+    assert (
+        f"`fsdp_config.{key}` runs as FULL_STATE_DICT: what is written is whole." in ledger.notices
+    )
+
+
+def test_one_process_shards_nothing() -> None:
+    ledger = Ledger()
+    assert plan_parallel(valid(fsdp=["full_shard"]), ONE, ledger) == ParallelPlan()
+    said = "`fsdp_config` has no effect in this run: one process shares nothing."
+    assert said in ledger.notices

@@ -1,0 +1,215 @@
+"""FSDP2: each process keeps a part of every parameter, and gathers a layer while it computes.
+
+sharding = shard(model, plan, group)    # in place; the optimizer is made after it
+with sharding.whole(trained_only=True) as model:   # on the first process an ordinary model again
+    ...
+
+What is written is always whole: the first process holds an empty twin of the model, made before the
+model was sharded, which is filled with gathered parameters. So every check of a checkpoint or a
+result is the same as without sharding. (Zhao et al. 2023, arXiv:2304.11277; torch's `fully_shard`.)
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
+
+from newtune.distributed.group import Group
+from newtune.errors import ConfigError, Problem
+from newtune.model.head import base_model
+from newtune.plan.parts import FsdpPlan
+from newtune.training.checkpoint import Model
+
+
+class Sharding:
+    """A sharded model and its empty twin."""
+
+    def __init__(self, model: Model, twin: Model) -> None:
+        self.model = model
+        self.twin = twin
+        self._places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in twin.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._places.setdefault(id(parameter), []).append((module, name))
+
+    def reshard(self) -> None:
+        """Drop what a forward without a backward left gathered."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    @contextmanager
+    def whole(self, *, trained_only: bool) -> Iterator[Model]:
+        """Yield the model unsharded and on the CPU; every process must enter.
+
+        With `trained_only`, what is frozen stays empty (on the meta device).
+        """
+        with self._filled(gathered, trained_only=trained_only):
+            yield self.twin
+
+    def load(self, read: Callable[[Model], None]) -> None:
+        """Let `read` load weights into the unsharded model, and take each process's part of them.
+
+        What is frozen beside an adapter is left as it is.
+        """
+        with self._filled(room_for, trained_only=True), torch.no_grad():
+            read(self.twin)
+            loaded = dict(self.twin.named_parameters())
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(as_sharded(loaded[name], parameter))
+
+    @contextmanager
+    def _filled(self, values: Callable[[Tensor], Tensor], *, trained_only: bool) -> Iterator[None]:
+        empty = dict(self.twin.named_parameters())
+        places = {name: self._places[id(parameter)] for name, parameter in empty.items()}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad or not trained_only:
+                value = values(parameter.detach())
+                _put(places[name], nn.Parameter(value, requires_grad=parameter.requires_grad))
+        try:
+            yield
+        finally:
+            for name, parameter in empty.items():
+                _put(places[name], parameter)
+
+
+def _put(places: list[tuple[nn.Module, str]], parameter: nn.Parameter) -> None:
+    for module, name in places:
+        setattr(module, name, parameter)
+
+
+def shard(model: Model, plan: FsdpPlan, group: Group) -> Sharding:
+    """Shard a model in place over the processes of the group, layer by layer.
+
+    Raises:
+        ConfigError: a class of layers that the model does not have.
+    """
+    twin = _empty_twin(model)
+    base = base_model(model)
+    mesh = init_device_mesh(torch.device(group.device).type, (group.size,))
+    offload = CPUOffloadPolicy(pin_memory=plan.pin_memory) if plan.offload else OffloadPolicy()
+    dtypes = {key: getattr(torch, name) for key, name in plan.dtypes.items()}
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "reshard_after_forward": plan.reshard_after_forward,
+        "mp_policy": MixedPrecisionPolicy(**dtypes),
+        "offload_policy": offload,
+    }
+    for piece in pieces(base, plan):
+        fully_shard(piece, **options)
+    # what is left (embeddings, last norm, head) is gathered for the whole of a step
+    fully_shard(base, **{**options, "reshard_after_forward": False})
+    return Sharding(model, twin)
+
+
+def pieces(base: nn.Module, plan: FsdpPlan) -> list[nn.Module]:
+    """Return the modules that are gathered one at a time, inner ones first."""
+    if plan.wrap == "nothing":
+        return []
+    inner = list(base.modules())[:0:-1]
+    if plan.wrap == "size":
+        return _by_size(inner, plan.least_parameters)
+    names = plan.layer_classes or tuple(getattr(base, "_no_split_modules", None) or ())
+    present = {type(module).__name__ for module in inner}
+    if missing := sorted(set(names) - present) if plan.layer_classes else []:
+        message = f"the model has no module of class `{missing[0]}`"
+        hint = f"Its classes: {', '.join(sorted(present))}. Empty: the decoder layers."
+        key = "fsdp_config.transformer_layer_cls_to_wrap"
+        raise ConfigError([Problem(key, message, hint)])
+    return [module for module in inner if type(module).__name__ in names]
+
+
+def _by_size(inner: list[nn.Module], least: int) -> list[nn.Module]:
+    """Return the smallest modules that hold `least` parameters outside of those already taken."""
+    taken: set[int] = set()
+    found = []
+    for module in inner:
+        own = {id(p): p.numel() for p in module.parameters() if id(p) not in taken}
+        if sum(own.values()) >= least:
+            found.append(module)
+            taken |= own.keys()
+    return found
+
+
+def _empty_twin(model: Model) -> Model:
+    """Return a copy of the model whose parameters take no memory; tied ones stay tied."""
+    empty: dict[int, Any] = {
+        id(parameter): nn.Parameter(
+            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+        )
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, empty)
+
+
+def room_for(value: Tensor) -> Tensor:
+    """Return an empty tensor on the CPU, of the whole shape."""
+    return torch.empty(value.shape, dtype=value.dtype)
+
+
+def gathered(value: Tensor) -> Tensor:
+    """Return the whole of a sharded tensor on the CPU; every process must ask."""
+    if not isinstance(value, DTensor):
+        return value.cpu()
+    mesh = value.device_mesh
+    local = value.to_local().to(mesh.device_type)  # offloaded ones are exchanged on the GPU, too
+    placed = DTensor.from_local(
+        local, mesh, value.placements, shape=value.shape, stride=value.stride()
+    )
+    return placed.full_tensor().cpu()
+
+
+def as_sharded(value: Tensor, like: Tensor) -> Tensor:
+    """Return this process's part of a whole tensor, as another tensor of its shape is sharded."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    local_device = like.to_local().device
+    placed = distribute_tensor(
+        value.to(like.device_mesh.device_type),
+        like.device_mesh,
+        like.placements,
+        src_data_rank=None,  # every process has the whole
+    )
+    return placed.to(local_device)
+
+
+def gathered_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state (`named_state`) with whole tensors; every process must ask."""
+    return cast(
+        "dict[str, Any]",
+        tree_map(lambda value: gathered(value) if isinstance(value, DTensor) else value, state),
+    )
+
+
+def sharded_state(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return an optimizer's state as the model's parameters are sharded."""
+    parameters = dict(model.named_parameters())
+    values = {
+        name: {
+            key: as_sharded(value, parameters[name]) if isinstance(value, Tensor) else value
+            for key, value in of_parameter.items()
+        }
+        for name, of_parameter in state["state"].items()
+        if name in parameters
+    }
+    return {**state, "state": values}
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether a model was sharded."""
+    return isinstance(base_model(model), FSDPModule)
