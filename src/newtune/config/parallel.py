@@ -15,13 +15,13 @@ class FsdpSection(Section):
     offload_params: bool | None = None
     """Keep sharded parameters on the CPU."""
     cpu_ram_efficient_loading: bool | None = None
-    """One process reads the weights and hands them out."""
+    """One process reads the weights and hands them out. newtune: every process reads them itself."""
     cpu_offload_pin_memory: bool | None = None
     """Page-locked memory for offloaded parameters."""
     state_dict_type: StateDict | None = None
-    """Form of the checkpoints during the run."""
+    """Form of the checkpoints during the run. newtune writes whole ones."""
     final_state_dict_type: StateDict | None = None
-    """Form of the final weights."""
+    """Form of the final weights. newtune writes whole ones."""
     auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"] | None = None
     """What is sharded as one piece: decoder layers, or modules of `min_num_params`."""
     min_num_params: Positive | None = None
