@@ -15,7 +15,7 @@ class FsdpSection(Section):
     offload_params: bool | None = None
     """Keep sharded parameters on the CPU."""
     cpu_ram_efficient_loading: bool | None = None
-    """One process reads the weights and hands them out. newtune: every process reads them itself."""
+    """One process reads the weights and hands them out. newtune's processes read them each."""
     cpu_offload_pin_memory: bool | None = None
     """Page-locked memory for offloaded parameters."""
     state_dict_type: StateDict | None = None
