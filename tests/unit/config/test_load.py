@@ -70,10 +70,8 @@ def test_problems_carry_file_line_and_key(file: Path) -> None:
 
 
 def test_problems_below_a_translated_key_are_where_the_user_wrote(file: Path) -> None:
-    file.write_text(
     text = "flash_attention: true\nattn_implementation: eager\nfsdp_final_state_dict_type: X\n"
     file.write_text(TEXT + text)
-    )
     found = {problem.path: problem.line for problem in problems_of(file)}
     assert found == {"flash_attention": 8, "fsdp_final_state_dict_type": 10}
 
