@@ -47,6 +47,7 @@ from newtune.outputs.merge import Merged, merge_adapter, require_mergeable
 from newtune.outputs.report import RunReport, report_run, report_uploads
 from newtune.outputs.save import save_final, with_template
 from newtune.outputs.uploads import open_uploads
+from newtune.plan.mesh import require_processes
 from newtune.plan.parts import Dtype, ModelFacts, Plan
 from newtune.plan.plan import ModelSide, make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
@@ -99,6 +100,7 @@ def train(config: RunConfig) -> RunReport | None:
     that it makes stays, see `distributed.group.leave_group`.
     """
     world = World.current()
+    require_processes(config, world)
     group = Group.of(world)
     if not world.is_main:
         logger.setLevel(WARNING)  # what the first process says need not be said again

@@ -56,6 +56,8 @@ MAY_DIFFER_ON_RESUME = frozenset(
         "ddp_find_unused_parameters",
         "fsdp_version",
         "fsdp_config",
+        "dp_replicate_size",
+        "dp_shard_size",
         "hub_model_id",
         "hub_strategy",
         "hub_private_repo",

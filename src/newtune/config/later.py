@@ -74,8 +74,6 @@ LATER: Mapping[str, Later] = {
     "peft_layer_replication": Later("repeating layers is not available yet"),
     "deepspeed": _PROCESSES,
     "deepcompile": _PROCESSES,
-    "dp_shard_size": _ONE_IS_FINE,
-    "dp_replicate_size": _ONE_IS_FINE,
     "context_parallel_size": _ONE_IS_FINE,
     "tensor_parallel_size": _ONE_IS_FINE,
     "expert_parallel_size": _ONE_IS_FINE,

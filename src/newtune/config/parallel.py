@@ -62,9 +62,9 @@ class ParallelSection(Section):
     deepcompile: bool | None = None
     """DeepSpeed's compiler."""
     dp_shard_size: Positive | None = None
-    """Processes that share one copy of the model."""
+    """Processes that share one copy of the model (FSDP2)."""
     dp_replicate_size: Positive | None = None
-    """Copies of the model."""
+    """Copies of the model; with `dp_shard_size` each is shared (HSDP)."""
     context_parallel_size: Positive | None = None
     """Processes that share one sequence."""
     tensor_parallel_size: Positive | None = None

@@ -17,6 +17,8 @@ class World:
     visible_gpus: int
     bf16_is_fast: bool
     """The device multiplies bfloat16 in hardware (Ampere or newer; AVX512-BF16 or AMX)."""
+    local_size: int | None = None
+    """Processes on this machine; None = the launcher does not say."""
 
     @property
     def is_main(self) -> bool:
@@ -33,9 +35,10 @@ class World:
         import torch
 
         rank, size, local_rank = launched(os.environ)
+        here = _number(os.environ, "LOCAL_WORLD_SIZE", default=0) or None
         gpus = torch.cuda.device_count()
         if not gpus:
-            return cls(rank, size, "cpu", 0, _cpu_has_bf16())
+            return cls(rank, size, "cpu", 0, _cpu_has_bf16(), here)
         if local_rank >= gpus:
             raise SetupError(
                 f"process {rank} is number {local_rank} of this machine (LOCAL_RANK), but "
@@ -43,7 +46,7 @@ class World:
             )
         torch.cuda.set_device(local_rank)
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return cls(rank, size, f"cuda:{local_rank}", gpus, is_fast)
+        return cls(rank, size, f"cuda:{local_rank}", gpus, is_fast, here)
 
     @classmethod
     def alone(cls) -> "World":

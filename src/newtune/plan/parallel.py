@@ -8,6 +8,7 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
+from newtune.plan.mesh import HYBRID, given_sizes, plan_mesh
 from newtune.plan.parts import FsdpPlan, ParallelPlan
 
 DDP_OPTIONS = (
@@ -29,15 +30,17 @@ DONE_BY_FSDP2: Mapping[str, str] = {
     "forward_prefetch": "FSDP2 prefetches by itself",
     "cpu_ram_efficient_loading": "every process reads the weights itself, on the CPU",
 }
-RESHARDS = {"FULL_SHARD": True, "SHARD_GRAD_OP": False, "1": True, "2": False}
-OTHER_STRATEGIES = {
-    "NO_SHARD": "shards nothing",
-    "3": "shards nothing (NO_SHARD)",
-    "HYBRID_SHARD": "is not available yet",
-    "4": "(HYBRID_SHARD) is not available yet",
-    "HYBRID_SHARD_ZERO2": "is not available yet",
-    "5": "(HYBRID_SHARD_ZERO2) is not available yet",
+RESHARDS = {
+    "FULL_SHARD": True,
+    "SHARD_GRAD_OP": False,
+    "1": True,
+    "2": False,
+    "HYBRID_SHARD": True,
+    "HYBRID_SHARD_ZERO2": False,
+    "4": True,
+    "5": False,
 }
+OTHER_STRATEGIES = {"NO_SHARD": "shards nothing", "3": "shards nothing (NO_SHARD)"}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPE_KEYS = ("param_dtype", "reduce_dtype", "output_dtype")
 
@@ -53,18 +56,22 @@ def plan_parallel(
     """
     keys = config.parallel
     options = {key: getattr(keys, key) for key in DDP_OPTIONS}
-    section = keys.fsdp_config
-    fsdp = None if section is None else plan_fsdp(config, section, world, ledger)
+    section = keys.fsdp_config or FsdpSection()
+    sizes = given_sizes(config)
+    asks_to_shard = bool(section.given()) or (keys.dp_shard_size or 1) > 1
+    fsdp = plan_fsdp(section, world, ledger) if asks_to_shard else None
     if world.size == 1:
-        for key, value in options.items():
+        for key, value in {**options, **sizes}.items():
             if value is not None:
                 ledger.notice(f"`{key}` has no effect in this run: it has one process.")
-        if fsdp is not None:
+        if section.given():
             ledger.notice("`fsdp_config` has no effect in this run: one process shares nothing.")
         return ledger.decide("training.parallel", ParallelPlan(), "one process")
     if keys.ddp is False and fsdp is None:
         message = f"is false, but {world.size} processes were started: they could not share a model"
         raise ConfigError([Problem("ddp", message, "Leave it out, or start one process.")])
+    hybrid = fsdp is not None and _strategy(section) in HYBRID
+    mesh = plan_mesh(config, world, ledger, sharded=fsdp is not None, hybrid=hybrid)
     if fsdp is not None:
         _require_shardable(config, quantized=quantized)
         for key in FOR_DDP_ONLY:
@@ -72,6 +79,7 @@ def plan_parallel(
                 ledger.notice(f"`{key}` has no effect in this run: the model is sharded.")
     plan = ParallelPlan(
         engine="ddp" if fsdp is None else "fsdp2",
+        mesh=mesh,
         fsdp=fsdp,
         backend=keys.ddp_backend,
         timeout_seconds=keys.ddp_timeout or ParallelPlan.timeout_seconds,
@@ -79,22 +87,24 @@ def plan_parallel(
         broadcast_buffers=keys.ddp_broadcast_buffers,
         find_unused_parameters=bool(keys.ddp_find_unused_parameters),
     )
-    why = f"{world.size} processes hold the whole model each and average its gradients"
-    if fsdp is not None:
-        why = f"fsdp_config: each of {world.size} processes holds a part of every parameter"
-    return ledger.decide("training.parallel", plan, why)
+    return ledger.decide("training.parallel", plan, _why(plan, world))
 
 
-def plan_fsdp(
-    config: RunConfig, section: FsdpSection, world: World, ledger: Ledger
-) -> FsdpPlan | None:
-    """Return how the model is sharded; None where the section says nothing.
+def _why(plan: ParallelPlan, world: World) -> str:
+    copies, shards = plan.mesh.replicas, plan.mesh.shards
+    if plan.fsdp is None:
+        return f"{world.size} processes hold the whole model each and average its gradients"
+    if copies == 1:
+        return f"FSDP2: each of {shards} processes holds a part of every parameter"
+    return f"HSDP: {copies} copies of the model, each shared by {shards} processes"
+
+
+def plan_fsdp(section: FsdpSection, world: World, ledger: Ledger) -> FsdpPlan:
+    """Return how the model is sharded.
 
     Raises:
         ConfigError: an unknown strategy or dtype.
     """
-    if not section.given():
-        return None
     for key, instead in DONE_BY_FSDP2.items():
         if getattr(section, key) is not None:
             ledger.notice(f"`fsdp_config.{key}` has no effect in this run: {instead}.")
@@ -115,14 +125,16 @@ def plan_fsdp(
     )
 
 
+def _strategy(section: FsdpSection) -> str:
+    """Return FSDP1's name of the sharding, also where Axolotl's old spelling has it."""
+    strategy, reshards = section.sharding_strategy, section.reshard_after_forward
+    if strategy is None and isinstance(reshards, str):
+        strategy = None if reshards.upper() in ("TRUE", "FALSE") else reshards
+    return str(strategy if strategy is not None else "").upper()
+
+
 def _reshards(section: FsdpSection) -> bool:
-    reshards, strategy = section.reshard_after_forward, section.sharding_strategy
-    name = str(strategy if strategy is not None else "").upper()
-    if isinstance(reshards, str):  # Axolotl's old spelling of the strategy, or a quoted flag
-        word = reshards.upper()
-        if word in ("TRUE", "FALSE"):
-            return word == "TRUE"
-        name, reshards = name or word, None
+    name, said = _strategy(section), str(section.reshard_after_forward).upper()
     if name in OTHER_STRATEGIES:
         hint = "Leave `fsdp_config` out for data parallelism, or use FULL_SHARD or SHARD_GRAD_OP."
         problem = Problem(
@@ -133,7 +145,7 @@ def _reshards(section: FsdpSection) -> bool:
         known = ", ".join(key for key in RESHARDS if not key.isdigit())
         message = f"`{name}` is no sharding strategy; known: {known}"
         raise ConfigError([Problem("fsdp_config.sharding_strategy", message)])
-    return RESHARDS.get(name, True) if reshards is None else bool(reshards)
+    return {"TRUE": True, "FALSE": False}.get(said, RESHARDS.get(name, True))
 
 
 def _dtypes(policy: str | Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:

@@ -173,12 +173,23 @@ class FsdpPlan:
 
 
 @dataclass(frozen=True)
+class MeshPlan:
+    """How processes are laid out; the sizes multiply to their number."""
+
+    replicas: int = 1
+    """Copies of the model: each has data of its own, gradients are averaged."""
+    shards: int = 1
+    """Processes that share the parameters of a copy (FSDP2); each has data of its own, too."""
+
+
+@dataclass(frozen=True)
 class ParallelPlan:
     """How the processes of a run train one model."""
 
     engine: Literal["none", "ddp", "fsdp2"] = "none"
     """ddp: every process holds the whole model, gradients are averaged. fsdp2: every process holds
-    a part of each parameter."""
+    a part of each parameter; with several copies of the model it is HSDP."""
+    mesh: MeshPlan = field(default_factory=MeshPlan)
     fsdp: FsdpPlan | None = None
     backend: str | None = None
     """How processes talk; None = nccl on GPUs, gloo on CPUs."""

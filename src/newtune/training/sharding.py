@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map
 from newtune.distributed.group import Group
 from newtune.errors import ConfigError, Problem
 from newtune.model.head import base_model
-from newtune.plan.parts import FsdpPlan
+from newtune.plan.parts import FsdpPlan, MeshPlan
 from newtune.training.checkpoint import Model
 
 
@@ -93,19 +93,20 @@ def _put(places: list[tuple[nn.Module, str]], parameter: nn.Parameter) -> None:
         setattr(module, name, parameter)
 
 
-def shard(model: Model, plan: FsdpPlan, group: Group) -> Sharding:
+def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> Sharding:
     """Shard a model in place over the processes of the group, layer by layer.
+
+    Where there are several copies of it, each is shared by neighbours (HSDP).
 
     Raises:
         ConfigError: a class of layers that the model does not have.
     """
     twin = _empty_twin(model)
     base = base_model(model)
-    mesh = init_device_mesh(torch.device(group.device).type, (group.size,))
     offload = CPUOffloadPolicy(pin_memory=plan.pin_memory) if plan.offload else OffloadPolicy()
     dtypes = {key: getattr(torch, name) for key, name in plan.dtypes.items()}
     options: dict[str, Any] = {
-        "mesh": mesh,
+        "mesh": _axes(mesh, torch.device(group.device).type),
         "reshard_after_forward": plan.reshard_after_forward,
         "mp_policy": MixedPrecisionPolicy(**dtypes),
         "offload_policy": offload,
@@ -115,6 +116,13 @@ def shard(model: Model, plan: FsdpPlan, group: Group) -> Sharding:
     # what is left (embeddings, last norm, head) is gathered for the whole of a step
     fully_shard(base, **{**options, "reshard_after_forward": False})
     return Sharding(model, twin)
+
+
+def _axes(mesh: MeshPlan, device: str) -> DeviceMesh:
+    if mesh.replicas == 1:
+        return init_device_mesh(device, (mesh.shards,), mesh_dim_names=("shard",))
+    names = ("replicate", "shard")
+    return init_device_mesh(device, (mesh.replicas, mesh.shards), mesh_dim_names=names)
 
 
 def pieces(base: nn.Module, plan: FsdpPlan) -> list[nn.Module]:

@@ -94,8 +94,10 @@ class NewtuneTrainer(Trainer):
         self._doing = "training"
         use_cache = model.config.use_cache
         arguments = training_arguments(plan, run_dir.root)
-        fsdp = plan.training.parallel.fsdp
-        self.sharding = None if fsdp is None else shard(model, fsdp, group)
+        parallel = plan.training.parallel
+        self.sharding = None
+        if parallel.fsdp is not None:
+            self.sharding = shard(model, parallel.fsdp, parallel.mesh, group)
         super().__init__(
             model=model,
             args=arguments,

@@ -11,7 +11,7 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError
 from newtune.plan.ledger import Ledger
 from newtune.plan.parallel import DONE_BY_FSDP2, plan_parallel
-from newtune.plan.parts import FsdpPlan, ParallelPlan
+from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
 from newtune.training.arguments import training_arguments
 from runs import TinyRun
 
@@ -41,7 +41,7 @@ def test_given_options_reach_the_trainer(tmp_path: Path) -> None:
 
 
 def test_nothing_given_is_plain_data_parallelism() -> None:
-    assert plan_parallel(valid(), TWO, Ledger()) == ParallelPlan(engine="ddp")
+    assert plan_parallel(valid(), TWO, Ledger()) == ParallelPlan("ddp", MeshPlan(2))
 
 
 @pytest.mark.parametrize("key", GIVEN)
@@ -110,7 +110,6 @@ def test_fsdp_recomputes_activations_where_asked() -> None:
     ("changes", "message"),
     [
         ({"fsdp_config": {"sharding_strategy": "NO_SHARD"}}, "`NO_SHARD` shards nothing"),
-        ({"fsdp": ["hybrid_shard"]}, "`HYBRID_SHARD` is not available yet"),
         ({"fsdp_config": {"sharding_strategy": "FULL"}}, "no sharding strategy; known: FULL_SHARD"),
         ({"fsdp_config": {"mixed_precision_policy": "int8"}}, "got `param_dtype: int8`"),
         ({"fsdp": ["full_shard"], "optimizer": "adamw_8bit"}, "not known to work on sharded"),
