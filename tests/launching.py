@@ -140,7 +140,8 @@ def write_parity(found: Mapping[str, Mapping[str, float]]) -> None:
         return
     head = ["| run | loss | gradient's norm | evaluation loss | weights |", "|---|---|---|---|---|"]
     lines = Path(name).read_text().splitlines()
-    rows = {line.split(" | ")[0]: line for line in lines if line.startswith("| ") and line not in head}
+    table = [line for line in lines if line.startswith("| ") and line not in head]
+    rows = {line.split(" | ")[0]: line for line in table}
     for run_name, values in found.items():
         numbers = " | ".join(f"{value:.1e}" for value in values.values())
         rows[f"| {run_name}"] = f"| {run_name} | {numbers} |"
