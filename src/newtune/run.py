@@ -124,9 +124,9 @@ def train(config: RunConfig) -> RunReport | None:
         describe(run_dir, config, prepared)
 
     set_seed(plan.training.steps.seed)  # an adapter's first weights are drawn when it is made
-    sharded = plan.training.parallel.engine == "fsdp2"  # then it goes to the device in parts
+    by_parts = plan.training.parallel.places_by_parts
     model = load_model(
-        replace(plan.model, device="cpu") if sharded else plan.model,
+        replace(plan.model, device="cpu") if by_parts else plan.model,
         plan.adapter,
         tokenizer=tokenizer,
         new_token_ids=prepared.new_token_ids,
@@ -156,7 +156,7 @@ def train(config: RunConfig) -> RunReport | None:
             trainer.train(resume_from_checkpoint=checkpoint)
         if plan.training.relora is not None:
             join_rounds(cast("PeftModel", model))
-        with trainer.whole_model(trained_only=False) as whole:
+        with trainer.engine.whole(trained_only=False) as whole:
             report = group.on_main(lambda: save_result(run_dir, whole, prepared, batches))
         if report is not None:
             uploads.add_result()

@@ -11,6 +11,7 @@ from transformers import Trainer
 from newtune.training.trainer import NewtuneTrainer
 
 OVERRIDDEN = {
+    "_clip_grad_norm": ("self", "model"),
     "_defer_fsdp_gradient_reduction": ("self",),
     "_determine_best_metric": ("self", "metrics", "trial"),
     "_get_grad_norm": ("self", "model", "grad_norm"),

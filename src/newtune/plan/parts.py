@@ -198,6 +198,11 @@ class ParallelPlan:
     broadcast_buffers: bool | None = None
     find_unused_parameters: bool = False
 
+    @property
+    def places_by_parts(self) -> bool:
+        """Tell whether the model is read on the CPU and goes to the device in parts."""
+        return self.engine == "fsdp2"
+
 
 @dataclass(frozen=True)
 class LoraPlusPlan:

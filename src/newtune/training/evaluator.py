@@ -17,7 +17,6 @@ from newtune.training.evaluation import (
     in_turn,
 )
 from newtune.training.feed import TrainingData
-from newtune.training.sharding import is_sharded
 from newtune.types import Batch
 
 
@@ -67,19 +66,25 @@ class Evaluator:
         return kinds
 
     def measure(
-        self, step: int, batches: Callable[[], Iterable[Batch]], *, everything: bool
+        self,
+        step: int,
+        batches: Callable[[], Iterable[Batch]],
+        *,
+        everything: bool,
+        together: bool = False,
     ) -> dict[str, float]:
-        """Return what is due after a step, or `everything`; `batches` lie on the device."""
+        """Return what is due after a step, or `everything`; `batches` lie on the device.
+
+        `together`: a forward needs every process, so that all answer all the questions.
+        """
         metrics: dict[str, float] = {}
         if self.has_batches and (everything or step in self.loss_steps):
             metrics |= evaluate_loss(self.model, batches(), self.loss_sum, self.group)
         if self.tasks and (everything or step in self.generation_steps):
-            metrics |= self._answer_all(step)
+            metrics |= self._answer_all(step, ALONE if together else self.group)
         return metrics
 
-    def _answer_all(self, step: int) -> dict[str, float]:
-        # processes that share each layer must all compute the same
-        group = ALONE if is_sharded(self.model) else self.group
+    def _answer_all(self, step: int, group: Group) -> dict[str, float]:
         mine = evaluate_generation(
             self.tasks[group.rank :: group.size],
             self.answer,

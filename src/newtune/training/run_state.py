@@ -1,12 +1,11 @@
 """What a resumable checkpoint holds besides weights, and how it comes back."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
 from torch.optim.lr_scheduler import LRScheduler
 
 from newtune.run_dir import write_json
@@ -14,12 +13,9 @@ from newtune.training.checkpoint import (
     OPTIMIZER_FILE,
     SCHEDULER_FILE,
     STATE_FILE,
-    Model,
     random_state_files,
     write_tensors,
 )
-from newtune.training.optimizer_state import load_named_state
-from newtune.training.sharding import Sharding, sharded_state
 
 
 class Remembers(Protocol):
@@ -51,17 +47,12 @@ def save_run_state(
 
 def load_run_state(
     folder: Path,
-    model: Model,
-    optimizer: AcceleratedOptimizer,
+    load_optimizer: Callable[[Mapping[str, Any]], None],
     schedule: LRScheduler,
     remembered: Mapping[str, Remembers],
-    sharding: Sharding | None = None,
 ) -> None:
     """Load what `save_run_state` wrote, but for the random states."""
-    saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-    if sharding is not None:
-        saved = sharded_state(saved, model)
-    load_named_state(optimizer.optimizer, model, saved)
+    load_optimizer(torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
     schedule.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
     memories = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     for name, part in remembered.items():

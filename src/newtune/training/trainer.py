@@ -16,7 +16,6 @@ from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-unt
 from peft import PeftModel
 from rich.console import Console
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
@@ -33,16 +32,15 @@ from newtune.training import checkpoint as checkpoints
 from newtune.training.arguments import training_arguments
 from newtune.training.callbacks import Cadence, watchers, whole_last_epoch
 from newtune.training.checkpoint import Model
+from newtune.training.engines import start_engine
 from newtune.training.evaluator import Evaluator
 from newtune.training.feed import Streamed, TrainingData, loader
 from newtune.training.metrics import Meter, MeterClock, MetricsFile, TokenCounts, count_tokens
 from newtune.training.optim import build_optimizer
-from newtune.training.optimizer_state import named_state
 from newtune.training.progress import ProgressDisplay
 from newtune.training.restarts import Restarts
 from newtune.training.run_state import Remembers, load_run_state, save_run_state
 from newtune.training.schedules import learning_rate_share
-from newtune.training.sharding import gathered_state, shard
 from newtune.training.stopping import (
     CutShort,
     EndedByEvaluation,
@@ -94,10 +92,7 @@ class NewtuneTrainer(Trainer):
         self._doing = "training"
         use_cache = model.config.use_cache
         arguments = training_arguments(plan, run_dir.root)
-        parallel = plan.training.parallel
-        self.sharding = None
-        if parallel.fsdp is not None:
-            self.sharding = shard(model, parallel.fsdp, parallel.mesh, group)
+        self.engine = start_engine(model, plan.training.parallel, group)
         super().__init__(
             model=model,
             args=arguments,
@@ -108,8 +103,6 @@ class NewtuneTrainer(Trainer):
         # the Trainer switches the cache off in the config that is saved with the model; the loss
         # switches it off for its own forwards
         model.config.use_cache = use_cache
-        if self.sharding is not None:  # it is placed and exchanges its gradients already
-            self.is_distributed_loading_by_transformers = True
         self.remove_callback(DefaultFlowCallback)
         self.remove_callback(PrinterCallback)
 
@@ -260,11 +253,15 @@ class NewtuneTrainer(Trainer):
         """Exchange the gradients of every micro-batch: kept until the last, they would be whole."""
         yield
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        return self.engine.clip(model, self.args.max_grad_norm, self.accelerator)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> float:
         """Return the gradient's norm before clipping, once the step is known to be sound."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        if grad_norm is None:
+            grad_norm = self.engine.clip(model, math.inf, self.accelerator)
         values = [torch.as_tensor(value) for value in (*self._micro_losses, *self._micro_counts)]
-        values.append(norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm))
+        values.append(torch.as_tensor(grad_norm))
         # one wait for the device per step
         numbers = torch.stack([value.to(self.args.device, torch.float64) for value in values])
         *sums, norm = numbers.tolist()
@@ -301,7 +298,8 @@ class NewtuneTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the plan's optimizer over the trained parameters."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.plan.training.optimizer, self.network, self.args)
+            made = build_optimizer(self.plan.training.optimizer, self.network, self.args)
+            self.optimizer = self.engine.prepare(made, self)
         return self.optimizer
 
     def _prepared_optimizer(self) -> AcceleratedOptimizer:
@@ -344,8 +342,13 @@ class NewtuneTrainer(Trainer):
     ) -> Tensor:
         """Run one micro-batch forward and backward."""
         self._doing = "training"
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        return loss
+        model.train()
+        self._prepared_optimizer().train()  # schedule-free optimizers hold two sets of weights
+        batch = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+        self.engine.backward(loss, self.accelerator)
+        return loss.detach()
 
     # --- evaluation
 
@@ -366,7 +369,10 @@ class NewtuneTrainer(Trainer):
         try:
             with self._evaluating(), self.stop.at_once():
                 metrics = self.evaluator.measure(
-                    step, self._eval_batches, everything=not self.is_in_train
+                    step,
+                    self._eval_batches,
+                    everything=not self.is_in_train,
+                    together=self.engine.forwards_together,
                 )
         except CutShort:
             self._require_something_to_save()
@@ -407,8 +413,7 @@ class NewtuneTrainer(Trainer):
                 yield
         finally:
             self.network.train(was_training)
-            if self.sharding is not None:
-                self.sharding.reshard()
+            self.engine.end_evaluation()
 
     def _eval_batches(self) -> Iterable[Batch]:
         if self.data.evaluation is None:
@@ -440,23 +445,10 @@ class NewtuneTrainer(Trainer):
             self.state.best_model_checkpoint = str(root / f"checkpoint-{best}")
         random = self.group.gather(checkpoints.random_states()) if resumable else []
         self._prepared_optimizer().eval()
-        state = self._optimizer_state() if resumable else None
-        with self.whole_model(trained_only=True) as whole:
+        state = self.engine.optimizer_state(self._prepared_optimizer()) if resumable else None
+        with self.engine.whole(trained_only=True) as whole:
             self.group.on_main(lambda: self._write_checkpoint(whole, state, random))
         self.meter.restart_clock()
-
-    @contextlib.contextmanager
-    def whole_model(self, *, trained_only: bool) -> Iterator[Model]:
-        """Yield the model, gathered on the first process if it is sharded; all must enter."""
-        if self.sharding is None:
-            yield self.network
-            return
-        with self.sharding.whole(trained_only=trained_only) as whole:
-            yield whole
-
-    def _optimizer_state(self) -> dict[str, Any]:
-        state = named_state(self._prepared_optimizer(), self.network)
-        return state if self.sharding is None else gathered_state(state)
 
     def _write_checkpoint(
         self,
@@ -502,10 +494,7 @@ class NewtuneTrainer(Trainer):
         self._load_weights(Path(resume_from_checkpoint))
 
     def _load_weights(self, checkpoint: Path) -> None:
-        if self.sharding is None:
-            checkpoints.load_weights(self.network, checkpoint)
-        else:
-            self.sharding.load(lambda model: checkpoints.load_weights(model, checkpoint))
+        self.engine.load(lambda model: checkpoints.load_weights(model, checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the optimizer by parameter name, the schedule, and what our callbacks remember."""
@@ -513,13 +502,12 @@ class NewtuneTrainer(Trainer):
             return
         folder = Path(checkpoint)
         self._point_to_best()
+        optimizer = self._prepared_optimizer()
         load_run_state(
             folder,
-            self.network,
-            self._prepared_optimizer(),
+            lambda saved: self.engine.load_optimizer_state(optimizer, saved),
             self._schedule(),
             self._remembered,
-            self.sharding,
         )
         self.args.eval_on_start = self.stop.evaluation_due
 

@@ -4,7 +4,7 @@ import pytest
 
 from newtune.errors import ConfigError
 from newtune.plan.parts import FsdpPlan
-from newtune.training.sharding import pieces
+from newtune.training.fsdp import pieces
 from tiny import tiny_llama
 
 

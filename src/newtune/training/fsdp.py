@@ -1,7 +1,7 @@
 """FSDP2: each process keeps a part of every parameter, and gathers a layer while it computes.
 
-sharding = shard(model, plan, group)    # in place; the optimizer is made after it
-with sharding.whole(trained_only=True) as model:   # on the first process an ordinary model again
+engine = FullySharded.start(model, plan, group)   # in place; the optimizer is made after it
+with engine.whole(trained_only=True) as model:    # on the first process an ordinary model again
     ...
 
 What is written is always whole: the first process holds an empty twin of the model, made before the
@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -25,17 +27,22 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
+from transformers import Trainer
 
 from newtune.distributed.group import Group
 from newtune.errors import ConfigError, Problem
 from newtune.model.head import base_model
-from newtune.plan.parts import FsdpPlan, MeshPlan
+from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
 from newtune.training.checkpoint import Model
+from newtune.training.optimizer_state import load_named_state, named_state
 
 
-class Sharding:
-    """A sharded model and its empty twin."""
+class FullySharded:
+    """The engine: a sharded model and its empty twin."""
+
+    forwards_together = True
 
     def __init__(self, model: Model, twin: Model) -> None:
         self.model = model
@@ -46,8 +53,28 @@ class Sharding:
                 if parameter is not None:
                     self._places.setdefault(id(parameter), []).append((module, name))
 
-    def reshard(self) -> None:
-        """Drop what a forward without a backward left gathered."""
+    @classmethod
+    def start(cls, model: Model, plan: ParallelPlan, group: Group) -> "FullySharded":
+        """Shard a model in place over the processes of the group."""
+        assert plan.fsdp is not None
+        return shard(model, plan.fsdp, plan.mesh, group)
+
+    def prepare(self, optimizer: Optimizer, trainer: Trainer) -> Optimizer:
+        """Keep accelerate from placing the model and exchanging its gradients once more."""
+        trainer.is_distributed_loading_by_transformers = True
+        return optimizer
+
+    def backward(self, loss: Tensor, accelerator: Accelerator) -> None:
+        """Add a micro-batch's gradient, exchanged at once: until the last, it would be whole."""
+        accelerator.backward(loss)
+
+    def clip(self, model: nn.Module, max_norm: float, accelerator: Accelerator) -> Tensor:
+        """Clip the gradient, of which each process holds a part."""
+        norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def end_evaluation(self) -> None:
+        """Drop what forwards without a backward left gathered."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -73,6 +100,16 @@ class Sharding:
                 if parameter.requires_grad:
                     parameter.copy_(as_sharded(loaded[name], parameter))
 
+    def optimizer_state(self, optimizer: AcceleratedOptimizer) -> dict[str, Any]:
+        """Return the state by parameter name, gathered."""
+        return gathered_state(named_state(optimizer, self.model))
+
+    def load_optimizer_state(
+        self, optimizer: AcceleratedOptimizer, saved: Mapping[str, Any]
+    ) -> None:
+        """Take this process's part of the state over."""
+        load_named_state(optimizer.optimizer, self.model, sharded_state(saved, self.model))
+
     @contextmanager
     def _filled(self, values: Callable[[Tensor], Tensor], *, trained_only: bool) -> Iterator[None]:
         empty = dict(self.twin.named_parameters())
@@ -93,7 +130,7 @@ def _put(places: list[tuple[nn.Module, str]], parameter: nn.Parameter) -> None:
         setattr(module, name, parameter)
 
 
-def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> Sharding:
+def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> FullySharded:
     """Shard a model in place over the processes of the group, layer by layer.
 
     Where there are several copies of it, each is shared by neighbours (HSDP).
@@ -115,7 +152,7 @@ def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> Shardin
         fully_shard(piece, **options)
     # what is left (embeddings, last norm, head) is gathered for the whole of a step
     fully_shard(base, **{**options, "reshard_after_forward": False})
-    return Sharding(model, twin)
+    return FullySharded(model, twin)
 
 
 def _axes(mesh: MeshPlan, device: str) -> DeviceMesh:
@@ -216,8 +253,3 @@ def sharded_state(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         if name in parameters
     }
     return {**state, "state": values}
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Tell whether a model was sharded."""
-    return isinstance(base_model(model), FSDPModule)

@@ -1,0 +1,23 @@
+"""The engines by the name that a plan gives them."""
+
+from collections.abc import Callable, Mapping
+
+from newtune.distributed.group import Group
+from newtune.plan.parts import ParallelPlan
+from newtune.training.checkpoint import Model
+from newtune.training.engine import Engine, Replica
+from newtune.training.fsdp import FullySharded
+
+Start = Callable[[Model, ParallelPlan, Group], Engine]
+"""Makes an engine of a model, in place; the process group exists already."""
+
+ENGINES: Mapping[str, Start] = {
+    "none": lambda model, plan, group: Replica(model),
+    "ddp": lambda model, plan, group: Replica(model),
+    "fsdp2": FullySharded.start,
+}
+
+
+def start_engine(model: Model, plan: ParallelPlan, group: Group) -> Engine:
+    """Return the plan's engine, which holds the model from now on."""
+    return ENGINES[plan.engine](model, plan, group)
