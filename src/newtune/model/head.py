@@ -17,7 +17,6 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from newtune.errors import ModelError
@@ -190,8 +189,9 @@ def head_name(model: nn.Module) -> str:
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model inside an adapter or DDP, or the model itself."""
-    model = model.module if isinstance(model, DistributedDataParallel) else model
+    """Return the transformers model inside an adapter, DDP or DeepSpeed, or the model itself."""
+    while not isinstance(model, PeftModel | PreTrainedModel):
+        model = model.get_submodule("module")
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, PreTrainedModel)
     return inner

@@ -9,7 +9,6 @@ model was sharded, which is filled with gathered parameters. So every check of a
 result is the same as without sharding. (Zhao et al. 2023, arXiv:2304.11277; torch's `fully_shard`.)
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -37,6 +36,7 @@ from newtune.model.head import base_model
 from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
 from newtune.training.checkpoint import Model
 from newtune.training.optimizer_state import load_named_state, named_state
+from newtune.training.twin import Twin, room_for
 
 
 class FullySharded:
@@ -44,14 +44,9 @@ class FullySharded:
 
     forwards_together = True
 
-    def __init__(self, model: Model, twin: Model) -> None:
+    def __init__(self, model: Model, twin: Twin) -> None:
         self.model = model
         self.twin = twin
-        self._places: dict[int, list[tuple[nn.Module, str]]] = {}
-        for module in twin.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    self._places.setdefault(id(parameter), []).append((module, name))
 
     @classmethod
     def start(cls, model: Model, plan: ParallelPlan, group: Group) -> "FullySharded":
@@ -85,17 +80,18 @@ class FullySharded:
 
         With `trained_only`, what is frozen stays empty (on the meta device).
         """
-        with self._filled(gathered, trained_only=trained_only):
-            yield self.twin
+        with self.twin.filled(self._values(gathered, trained_only=trained_only)) as whole:
+            yield whole
 
     def load(self, read: Callable[[Model], None]) -> None:
         """Let `read` load weights into the unsharded model, and take each process's part of them.
 
         What is frozen beside an adapter is left as it is.
         """
-        with self._filled(room_for, trained_only=True), torch.no_grad():
-            read(self.twin)
-            loaded = dict(self.twin.named_parameters())
+        room = self._values(room_for, trained_only=True)
+        with self.twin.filled(room) as whole, torch.no_grad():
+            read(whole)
+            loaded = dict(whole.named_parameters())
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(as_sharded(loaded[name], parameter))
@@ -110,24 +106,12 @@ class FullySharded:
         """Take this process's part of the state over."""
         load_named_state(optimizer.optimizer, self.model, sharded_state(saved, self.model))
 
-    @contextmanager
-    def _filled(self, values: Callable[[Tensor], Tensor], *, trained_only: bool) -> Iterator[None]:
-        empty = dict(self.twin.named_parameters())
-        places = {name: self._places[id(parameter)] for name, parameter in empty.items()}
+    def _values(
+        self, of: Callable[[Tensor], Tensor], *, trained_only: bool
+    ) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad or not trained_only:
-                value = values(parameter.detach())
-                _put(places[name], nn.Parameter(value, requires_grad=parameter.requires_grad))
-        try:
-            yield
-        finally:
-            for name, parameter in empty.items():
-                _put(places[name], parameter)
-
-
-def _put(places: list[tuple[nn.Module, str]], parameter: nn.Parameter) -> None:
-    for module, name in places:
-        setattr(module, name, parameter)
+                yield name, of(parameter.detach())
 
 
 def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> FullySharded:
@@ -138,7 +122,7 @@ def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> FullySh
     Raises:
         ConfigError: a class of layers that the model does not have.
     """
-    twin = _empty_twin(model)
+    twin = Twin(model)
     base = base_model(model)
     offload = CPUOffloadPolicy(pin_memory=plan.pin_memory) if plan.offload else OffloadPolicy()
     dtypes = {key: getattr(torch, name) for key, name in plan.dtypes.items()}
@@ -189,22 +173,6 @@ def _by_size(inner: list[nn.Module], least: int) -> list[nn.Module]:
             found.append(module)
             taken |= own.keys()
     return found
-
-
-def _empty_twin(model: Model) -> Model:
-    """Return a copy of the model whose parameters take no memory; tied ones stay tied."""
-    empty: dict[int, Any] = {
-        id(parameter): nn.Parameter(
-            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
-        )
-        for parameter in model.parameters()
-    }
-    return copy.deepcopy(model, empty)
-
-
-def room_for(value: Tensor) -> Tensor:
-    """Return an empty tensor on the CPU, of the whole shape."""
-    return torch.empty(value.shape, dtype=value.dtype)
 
 
 def gathered(value: Tensor) -> Tensor:

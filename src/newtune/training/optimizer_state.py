@@ -15,7 +15,7 @@ def named_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
 
     `{"state": {name: {...}}, "param_groups": [{..., "params": [names]}]}`
     """
-    names = _names_in_order(optimizer, model)
+    names = names_in_order(optimizer, model)
     saved = optimizer.state_dict()
     return {
         "state": {names[number]: value for number, value in saved["state"].items()},
@@ -32,7 +32,7 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[str,
     Raises:
         KeyError: a trained parameter without a group in `saved`.
     """
-    names = _names_in_order(optimizer, model)
+    names = names_in_order(optimizer, model)
     numbers = {name: number for number, name in enumerate(names)}
     group_of = {name: group for group in saved["param_groups"] for name in group["params"]}
     current = optimizer.state_dict()["param_groups"]
@@ -50,7 +50,8 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, saved: Mapping[str,
     _restore_dtypes(optimizer, dict(model.named_parameters()), saved["state"])
 
 
-def _names_in_order(optimizer: Optimizer, model: nn.Module) -> list[str]:
+def names_in_order(optimizer: Optimizer, model: nn.Module) -> list[str]:
+    """Return the names of the optimizer's parameters, group after group."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
