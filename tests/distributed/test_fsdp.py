@@ -15,6 +15,8 @@ from launching import (
     torchrun,
     write_parity,
 )
+from newtune.config.load import load_config
+from newtune.run import merge
 from newtune.training.checkpoint import saved_shapes
 
 pytestmark = pytest.mark.xdist_group("fsdp")  # they share two launches
@@ -27,6 +29,8 @@ LORA = {
     "lora_target_linear": True,
     "lora_dropout": 0,
 }
+QLORA = {**LORA, "adapter": "qlora"}
+KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA, "qlora": QLORA}
 PACKED = {"sample_packing": True}
 SHARD = {"reshard_after_forward": True}
 OFFLOAD = {"offload_params": True, "auto_wrap_policy": "NO_WRAP"}
@@ -41,6 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**LORA, **PACKED, "batch_size": 2},
         {"activation_checkpointing": True, "transformer_layer_cls_to_wrap": "LlamaDecoderLayer"},
     ),
+    "QLoRA, packed, accumulation 1": ({**QLORA, **PACKED, "batch_size": 2}, SHARD),
     "full, tied embeddings, padded, accumulation 2": (
         {"batch_size": 4, "overrides_of_model_config": {"tie_word_embeddings": True}},
         SHARD,
@@ -74,7 +79,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     alone.append(bench.config("one-bf16", **mixed))
     policy = {"mixed_precision_policy": {"reduce_dtype": "fp32"}}
     together.append(bench.config("two-bf16", **mixed, fsdp_config=policy))
-    for kind, changes in {"full": {}, "lora": LORA}.items():
+    for kind, changes in KINDS.items():
         saving = {**SAVING, **changes}
         alone.append(bench.config(f"one-{kind}", **saving))
         together.append(bench.config(f"two-{kind}", **saving, fsdp_config=SHARD))
@@ -86,7 +91,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     run(torchrun(1, WORKER, *alone))
     run(torchrun(2, WORKER, *together))
     back = []
-    for kind, changes in {"full": {}, "lora": LORA}.items():
+    for kind, changes in KINDS.items():
         checkpoint = str(bench.root / f"two-{kind}" / "checkpoint-3")
         again = {**SAVING, **changes, "resume_from_checkpoint": checkpoint}
         back.append(bench.config(f"two-to-one-{kind}", **again))
@@ -101,18 +106,18 @@ def test_two_processes_that_share_a_model_are_one(bench: Bench, case: str) -> No
     assert all(value <= TOLERANCE for value in found.values()), found
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("move", ["one-to-two", "two-to-one"])
 def test_a_run_goes_on_sharded_or_not(bench: Bench, kind: str, move: str) -> None:
     assert_goes_on(bench, f"one-{kind}", f"{move}-{kind}", tolerance=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_sharded_as_before_a_run_goes_on_bit_for_bit(bench: Bench, kind: str) -> None:
     assert_goes_on(bench, f"two-{kind}", f"two-to-two-{kind}", tolerance=0)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_files_are_those_of_one_process(bench: Bench, kind: str) -> None:
     for folder in (".", "checkpoint-3"):
         one, two = (
@@ -124,6 +129,12 @@ def test_the_files_are_those_of_one_process(bench: Bench, kind: str) -> None:
         assert one.get("base") == two.get("base")
         shapes = [saved_shapes(bench.root / f"{name}-{kind}" / folder) for name in ("one", "two")]
         assert shapes[0] == shapes[1] != {}
+
+
+def test_an_adapter_trained_over_a_sharded_base_is_merged(bench: Bench) -> None:
+    config = bench.config("two-qlora", **SAVING, **QLORA, fsdp_config=SHARD)
+    merged = merge(load_config(config, []))  # refused unless it computes as the adapter does
+    assert (merged.folder / "model.safetensors").is_file()
 
 
 def test_in_bfloat16_the_loss_goes_down_alike(bench: Bench) -> None:

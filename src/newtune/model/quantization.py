@@ -74,3 +74,8 @@ def layers_with_own_arithmetic(model: nn.Module) -> list[nn.Module]:
     return [
         m for m in model.modules() if isinstance(getattr(m, "compute_dtype", None), torch.dtype)
     ]
+
+
+def layers_of_four_bits(model: nn.Module) -> list[Any]:
+    """Return the 4-bit layers; `quant_state` holds what their packed weights stand for."""
+    return [module for module in model.modules() if "quant_state" in vars(module)]

@@ -9,7 +9,7 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
 from newtune.plan.mesh import HYBRID, given_sizes, plan_mesh
-from newtune.plan.parts import FsdpPlan, ParallelPlan
+from newtune.plan.parts import FsdpPlan, ParallelPlan, QuantizationPlan
 
 DDP_OPTIONS = (
     "ddp",
@@ -46,7 +46,11 @@ DTYPE_KEYS = ("param_dtype", "reduce_dtype", "output_dtype")
 
 
 def plan_parallel(
-    config: RunConfig, world: World, ledger: Ledger, *, quantized: bool = False
+    config: RunConfig,
+    world: World,
+    ledger: Ledger,
+    *,
+    quantization: QuantizationPlan | None = None,
 ) -> ParallelPlan:
     """Return how the processes work together; alone, given options are answered with a notice.
 
@@ -73,7 +77,7 @@ def plan_parallel(
     hybrid = fsdp is not None and _strategy(section) in HYBRID
     mesh = plan_mesh(config, world, ledger, sharded=fsdp is not None, hybrid=hybrid)
     if fsdp is not None:
-        _require_shardable(config, quantized=quantized)
+        _require_shardable(config, fsdp, quantization)
         for key in FOR_DDP_ONLY:
             if options[key] is not None:
                 ledger.notice(f"`{key}` has no effect in this run: the model is sharded.")
@@ -162,11 +166,10 @@ def _dtypes(policy: str | Mapping[str, Any] | None) -> Iterator[tuple[str, str]]
         yield name, dtype
 
 
-def _require_shardable(config: RunConfig, *, quantized: bool) -> None:
-    problems = []
-    if quantized:
-        message = "cannot shard a quantised base yet"
-        problems.append(Problem("fsdp_config", message, "Leave `fsdp_config` out: DDP runs it."))
+def _require_shardable(
+    config: RunConfig, fsdp: FsdpPlan, quantization: QuantizationPlan | None
+) -> None:
+    problems = list(_of_quantization(fsdp, quantization))
     if config.training.optimizer not in SHARDED_OPTIMIZERS:
         message = f"`{config.training.optimizer}` is not known to work on sharded parameters"
         hint = f"With `fsdp_config`: {', '.join(SHARDED_OPTIMIZERS)}."
@@ -176,3 +179,18 @@ def _require_shardable(config: RunConfig, *, quantized: bool) -> None:
         problems.append(Problem("fp16", "its gradient scaler is not available with FSDP2", hint))
     if problems:
         raise ConfigError(problems)
+
+
+def _of_quantization(fsdp: FsdpPlan, quantization: QuantizationPlan | None) -> Iterator[Problem]:
+    if quantization is None:
+        return
+    if quantization.bits != 4:
+        message = "cannot shard a base in 8 bit, whose layers change their weights as they compute"
+        hint = "Use `load_in_4bit: true`, or leave `fsdp_config` out: DDP runs it."
+        yield Problem("fsdp_config", message, hint)
+    computed = fsdp.dtypes.get("param_dtype")
+    stored = quantization.options.get("bnb_4bit_quant_storage", "uint8")
+    if computed is not None and stored in DTYPES.values() and stored != computed:
+        message = f"is {stored}: numbers that hold packed bits would be rounded to {computed}"
+        hint = f"Leave it out, or give `{computed}`, as `mixed_precision_policy` has it."
+        yield Problem("bnb_config_kwargs.bnb_4bit_quant_storage", message, hint)

@@ -88,7 +88,7 @@ def make_plan(
         data,
         attention=side.model.attention,
         trackers=plan_trackers(config.tracking, ledger),
-        quantized=side.model.quantization is not None,
+        quantization=side.model.quantization,
         ledger=ledger,
     )
     if training.relora is not None and new_tokens:

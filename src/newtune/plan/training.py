@@ -15,6 +15,7 @@ from newtune.plan.parts import (
     EvaluationPlan,
     LoraPlusPlan,
     OptimizerPlan,
+    QuantizationPlan,
     SavePlan,
     SchedulePlan,
     StepPlan,
@@ -33,7 +34,7 @@ def plan_training(
     *,
     attention: str,
     trackers: TrackerPlan,
-    quantized: bool,
+    quantization: QuantizationPlan | None,
     ledger: Ledger,
 ) -> TrainingPlan:
     """Return everything the training loop needs.
@@ -74,7 +75,7 @@ def plan_training(
         ),
         flatten=ledger.decide("training.flatten", flatten, why),
         relora=plan_relora(config, world, steps.total_steps, ledger),
-        parallel=plan_parallel(config, world, ledger, quantized=quantized),
+        parallel=plan_parallel(config, world, ledger, quantization=quantization),
     )
 
 

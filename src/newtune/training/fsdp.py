@@ -33,6 +33,7 @@ from transformers import Trainer
 from newtune.distributed.group import Group
 from newtune.errors import ConfigError, Problem
 from newtune.model.head import base_model
+from newtune.model.quantization import layers_of_four_bits
 from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
 from newtune.training.checkpoint import Model
 from newtune.training.optimizer_state import load_named_state, named_state
@@ -136,6 +137,8 @@ def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> FullySh
         fully_shard(piece, **options)
     # what is left (embeddings, last norm, head) is gathered for the whole of a step
     fully_shard(base, **{**options, "reshard_after_forward": False})
+    for layer in layers_of_four_bits(model):  # what is beside the parameters is not moved by torch
+        layer.quant_state.to(group.device)
     return FullySharded(model, twin)
 
 

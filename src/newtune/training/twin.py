@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from newtune.model.quantization import layers_of_four_bits
 from newtune.training.checkpoint import Model
 
 
@@ -56,10 +57,12 @@ def _put(places: list[tuple[nn.Module, str]], parameter: nn.Parameter) -> None:
 
 def _empty_copy(model: Model) -> Model:
     """Return a copy of the model whose parameters take no memory; tied ones stay tied."""
-    empty: dict[int, Any] = {
+    known: dict[int, Any] = {
         id(parameter): nn.Parameter(
-            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+            torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"),
+            requires_grad=parameter.requires_grad,
         )
         for parameter in model.parameters()
     }
-    return copy.deepcopy(model, empty)
+    known |= {id(layer.quant_state): layer.quant_state for layer in layers_of_four_bits(model)}
+    return copy.deepcopy(model, known)

@@ -11,7 +11,7 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError
 from newtune.plan.ledger import Ledger
 from newtune.plan.parallel import DONE_BY_FSDP2, plan_parallel
-from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
+from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan, QuantizationPlan
 from newtune.training.arguments import training_arguments
 from runs import TinyRun
 
@@ -120,10 +120,31 @@ def test_what_cannot_be_sharded_is_refused(changes: dict[str, Any], message: str
         plan_parallel(valid(**changes), TWO, Ledger())
 
 
-def test_a_quantised_base_is_not_sharded() -> None:
+def test_a_base_in_eight_bit_is_not_sharded() -> None:
     config = valid(fsdp_config={"offload_params": True})
-    with pytest.raises(ConfigError, match="cannot shard a quantised base yet"):
-        plan_parallel(config, TWO, Ledger(), quantized=True)
+    with pytest.raises(ConfigError, match="cannot shard a base in 8 bit"):
+        plan_parallel(config, TWO, Ledger(), quantization=QuantizationPlan(8, {}))
+
+
+@pytest.mark.parametrize(
+    ("storage", "computed", "refused"),
+    [
+        (None, "bf16", False),
+        ("bfloat16", "bf16", False),
+        ("float32", None, False),
+        ("float32", "bf16", True),
+    ],
+)
+def test_packed_bits_are_not_rounded(
+    storage: str | None, computed: str | None, refused: bool
+) -> None:
+    config = valid(fsdp_config={"offload_params": True, "mixed_precision_policy": computed})
+    base = QuantizationPlan(4, {"bnb_4bit_quant_storage": storage} if storage else {})
+    if not refused:
+        assert plan_parallel(config, TWO, Ledger(), quantization=base).engine == "fsdp2"
+        return
+    with pytest.raises(ConfigError, match="would be rounded to bfloat16"):
+        plan_parallel(config, TWO, Ledger(), quantization=base)
 
 
 @pytest.mark.parametrize(

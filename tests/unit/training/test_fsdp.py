@@ -1,10 +1,20 @@
-"""Which modules are gathered as one piece."""
+"""Which modules are gathered as one piece, and what of them a process holds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
+from newtune.distributed.group import Group
 from newtune.errors import ConfigError
-from newtune.plan.parts import FsdpPlan
-from newtune.training.fsdp import pieces
+from newtune.plan.parts import FsdpPlan, MeshPlan
+from newtune.training.fsdp import pieces, shard
 from tiny import tiny_llama
 
 
@@ -36,3 +46,49 @@ def test_pieces_of_some_size_do_not_overlap() -> None:
 
 def test_nothing_but_the_whole() -> None:
     assert pieces(tiny_llama(), FsdpPlan(wrap="nothing")) == []
+
+
+@pytest.fixture
+def second_of_four() -> Iterator[Group]:
+    """Be process 1 of 4, whose other processes say nothing."""
+    distributed.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    yield Group(1, 4)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("mesh", [MeshPlan(1, 4), MeshPlan(2, 2)])
+def test_a_process_holds_its_part_of_every_parameter(mesh: MeshPlan, second_of_four: Group) -> None:
+    model = tiny_llama()
+    whole = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    sharding = shard(model, FsdpPlan(), mesh, second_of_four)
+    for name, parameter in model.named_parameters():
+        part: Any = parameter
+        assert tuple(part.shape) == whole[name]
+        assert part.to_local().numel() * mesh.shards == parameter.numel()
+    assert {p.device.type for p in sharding.twin.model.parameters()} == {"meta"}
+
+
+@pytest.fixture
+def four_bit_model(tmp_path: Path) -> PreTrainedModel:
+    """Return a tiny model whose linear layers are in 4 bit."""
+    tiny_llama().save_pretrained(tmp_path)
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = LlamaForCausalLM.from_pretrained(
+        tmp_path, quantization_config=four_bit, device_map={"": "cpu"}
+    )
+    return model.requires_grad_(requires_grad=False)
+
+
+def test_packed_weights_are_held_in_parts(
+    four_bit_model: PreTrainedModel, second_of_four: Group
+) -> None:
+    model = four_bit_model
+    sharding = shard(model, FsdpPlan(), MeshPlan(1, 4), second_of_four)
+    packed: list[Any] = [m.weight for m in model.modules() if isinstance(m, Linear4bit)]
+    assert len(packed) == 14
+    for weight in packed:
+        assert weight.dtype == torch.uint8
+        assert weight.to_local().numel() * 4 == weight.numel()
+    states = {id(m.quant_state) for m in model.modules() if isinstance(m, Linear4bit)}
+    twins = {id(m.quant_state) for m in sharding.twin.model.modules() if isinstance(m, Linear4bit)}
+    assert states == twins  # shared, not copied
