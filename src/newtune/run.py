@@ -28,6 +28,7 @@ from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import fetch_weights, load_model
 from newtune.model.relora import join_rounds
+from newtune.model.self_check import require_isolation
 from newtune.model.tokenizer import load_tokenizer, new_token_ids, read_tokenizer
 from newtune.outputs.base_files import open_base
 from newtune.outputs.conversation import answer_ends, stop_ids
@@ -241,6 +242,8 @@ def evaluate(config: RunConfig, *, which: Which | None = None) -> Evaluation:
     batches = training_data(prepared).evaluation
     assert batches is not None
     device = plan.model.device
+    if plan.model.packed:
+        require_isolation(loaded.model, autocast=loaded.autocast)
     with loaded.arithmetic():
         ready = (on_device(batches[index], device) for index in range(len(batches)))
         scores = evaluate_loss(loaded.model, ready, compute_loss_sum)

@@ -62,18 +62,19 @@ def assert_same_loss_and_gradients(model, given):
 
 
 def with_head(family, **config):
-    model = tiny_model(family, **config).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # gpt2 has dropout by default
+    model = tiny_model(family, **config).eval()  # several have dropout or jitter by default
     install_head(model)
     return model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("rows", [1, 2])
-def test_every_family(family, rows):
-    assert_same_loss_and_gradients(with_head(family), batch(rows))
+def test_every_family(family):
+    assert_same_loss_and_gradients(with_head(family), batch(rows=2))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite"])
+def test_one_row(family):
+    assert_same_loss_and_gradients(with_head(family), batch(rows=1))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from newtune.errors import ModelError
 from newtune.hub import HubError
 from newtune.lookup import did_you_mean
-from newtune.model.head import head_name
+from newtune.model.head import head_name, takes_positions
 from newtune.model.sources import cannot_load, find_source
 from newtune.plan.parts import Dtype, ModelFacts
 
@@ -67,6 +67,9 @@ def read_model_facts(
         parameter_shapes=shapes,
         tied_embeddings=bool(text.tie_word_embeddings),
         stored_quantized=_stored_quantized(config),
+        layer_kinds=frozenset(text.to_dict().get("layer_types") or ()),
+        stateful=bool(model._is_stateful),
+        takes_positions=takes_positions(model),
     )
 
 

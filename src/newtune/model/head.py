@@ -7,7 +7,8 @@ gathered its weight. What a family does to its logits afterwards (a soft-cap, a 
 and the model's own is switched off meanwhile.
 """
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 
 from newtune.errors import ModelError
 from newtune.kernels.linear_cross_entropy import linear_cross_entropy
+from newtune.model.logits import absorbed
 from newtune.types import IGNORE_INDEX, Batch
 
 FORWARD_KEYS = (
@@ -222,7 +224,7 @@ def loss_at(
     targets = shift_labels(labels, position_ids)
     heads = [module for module in base.modules() if isinstance(module, OutputHead)]
     with ExitStack() as stack:
-        softcap, scale = stack.enter_context(_absorbed(base))
+        softcap, scale = stack.enter_context(absorbed(base))
         for head in heads:
             head.targets, head.softcap, head.scale = targets, softcap, scale
         try:
@@ -237,7 +239,7 @@ def compute_loss_sum(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""],
 
     The sum carries the gradient; divide it by the trained tokens of the whole step.
     """
-    inputs: dict[str, Any] = {key: batch[key] for key in FORWARD_KEYS if key in batch}  # type: ignore[literal-required]
+    inputs = forward_inputs(model, batch)
     with loss_at(model, batch["labels"], batch["position_ids"]):
         result = model(**inputs, use_cache=False).logits
     if result.shape != (2,):
@@ -249,30 +251,17 @@ def compute_loss_sum(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""],
     return result[0], result[1].detach()
 
 
-@contextmanager
-def _absorbed(model: PreTrainedModel) -> Iterator[tuple[float | None, float]]:
-    """Yield (soft-cap, scale) of the model's logits, its own being switched off meanwhile."""
-    config = model.config.get_text_config()
-    settings: Mapping[str, Any] = config.to_dict()
-    softcap = settings.get("final_logit_softcapping")
-    scale = 1.0
-    with ExitStack() as stack:
-        if softcap is not None:
-            stack.enter_context(_set(config, "final_logit_softcapping", None))
-        if settings.get("logits_scaling") is not None:  # the Granite families divide
-            scale /= settings["logits_scaling"]
-            stack.enter_context(_set(config, "logits_scaling", 1.0))
-        if settings.get("logit_scale") is not None:  # the Cohere families multiply
-            scale *= settings["logit_scale"]
-            stack.enter_context(_set(model, "logit_scale", 1.0))
-        yield softcap, scale
+def forward_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a batch the model's forward takes."""
+    base = base_model(model)
+    keys: Sequence[str] = FORWARD_KEYS
+    if base._is_stateful:  # it takes boundaries for packed examples, which it never gets
+        keys = ("input_ids", "position_ids")
+    if not takes_positions(base):
+        keys = ("input_ids",)
+    return {key: batch[key] for key in keys if key in batch}
 
 
-@contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Tell whether the forward is told positions; one that is not knows no packed examples."""
+    return "position_ids" in inspect.signature(model.forward).parameters

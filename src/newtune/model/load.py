@@ -22,8 +22,10 @@ from newtune.model.facts import model_builder, read_config, read_model_facts
 from newtune.model.head import base_model, head_name, install_head
 from newtune.model.loftq import repair_quantization
 from newtune.model.quantization import keep_layout, plain, quantized_loading
+from newtune.model.self_check import require_isolation, require_own_loss
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
 from newtune.plan.adapters import is_unfrozen
+from newtune.plan.attention import RUNS_ON_CPU
 from newtune.plan.parts import AdapterPlan, ModelPlan
 
 __all__ = ["load_base", "load_model", "read_model_facts"]
@@ -65,7 +67,21 @@ def load_model(
     if plan.gradient_checkpointing:
         checkpoint_layers(model, dict(plan.gradient_checkpointing_kwargs))
     model.train()
+    _check_itself(model, plan)
     return model
+
+
+def _check_itself(model: PreTrainedModel | PeftModel, plan: ModelPlan) -> None:
+    if plan.device == "cpu" and plan.attention not in RUNS_ON_CPU:
+        notice(
+            "the loss and the isolation of packed examples were not measured on this model: "
+            f"`{plan.attention}` needs a GPU, and the model goes there in parts"
+        )
+        return
+    autocast = getattr(torch, plan.precision.autocast) if plan.precision.autocast else None
+    require_own_loss(model, autocast=autocast)
+    if plan.packed:
+        require_isolation(model, autocast=autocast)
 
 
 def _repair_quantization(model: PeftModel, plan: ModelPlan) -> None:

@@ -1,4 +1,4 @@
-"""Which attention implementation runs, and which families cannot keep packed examples apart."""
+"""Which attention implementation runs, and why."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -8,6 +8,9 @@ from newtune.lookup import did_you_mean
 
 PACKED_ATTENTION = "newtune_packed"
 """Our own attention per packed example (`kernels/packed_attention.py`)."""
+
+RUNS_ON_CPU = frozenset({"eager", "sdpa", PACKED_ATTENTION})
+"""Those whose forward and backward pass a CPU can compute."""
 
 
 PROVEN_FAMILIES = frozenset(
@@ -23,25 +26,6 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
     "flash_attention_3": ("flash_attn_interface", "build FlashAttention 3 from its repository"),
 }
 """Implementation → the module it needs, and how to get it."""
-
-_RECURRENT = "carries a state from token to token, which would leak from one example to the next"
-_LEAKING: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear",
-            "lfm2", "lfm2_moe", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid",
-            "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm",
-            "zamba", "zamba2",
-        ),
-        _RECURRENT,
-    ),
-    **dict.fromkeys(
-        ("bloom", "falcon", "mpt"),
-        "builds its attention bias by itself and does not heed positions that restart",
-    ),
-    "gpt_oss": "does not hand the positions to its mask, so that packed examples see each other",
-}  # fmt: skip
-"""Family → why its packed examples cannot be kept apart by any attention implementation."""
 
 
 def choose_attention(
@@ -81,19 +65,6 @@ def flattens(attention: str, *, packed: bool, batch_flattening: bool) -> tuple[b
     if attention == PACKED_ATTENTION or attention.startswith("flash_attention"):
         return True, f"{attention} takes the boundaries of packed examples"
     return False, f"{attention} would compute the square of a longer row"
-
-
-def refuse_leaking(model_type: str, attention: str) -> None:
-    """Refuse packing where examples of one sequence would see each other.
-
-    Raises:
-        SetupError: no attention implementation of this family keeps them apart.
-    """
-    if model_type in _LEAKING:
-        raise SetupError(
-            f"`{model_type}` cannot train on packed examples with `{attention}`: it "
-            f"{_LEAKING[model_type]}. Set `sample_packing: false` and `batch_flattening: false`."
-        )
 
 
 def _require_runnable(name: str, *, on_cpu: bool) -> None:

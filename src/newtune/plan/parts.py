@@ -29,6 +29,12 @@ class ModelFacts:
     tied_embeddings: bool
     stored_quantized: Mapping[str, Any] | None = None
     """The checkpoint's own `quantization_config`; None for one stored plainly."""
+    layer_kinds: frozenset[str] = frozenset()
+    """transformers' names of the kinds of its layers (`full_attention`); empty = not told."""
+    stateful: bool = False
+    """Its class says that it carries a state from token to token."""
+    takes_positions: bool = True
+    """Its forward is told where in its example each token stands."""
 
 
 ENDLESS = 1 << 62
@@ -100,6 +106,8 @@ class ModelPlan:
     unfrozen_parameters: tuple[str, ...] = ()
     """Regexes of the parameters a full fine-tuning trains; empty = all."""
     quantization: QuantizationPlan | None = None
+    packed: bool = False
+    """A sequence may hold several examples, which must not see each other."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.adapters import count_trainable, resolve_targets
-from newtune.plan.attention import choose_attention, refuse_leaking
+from newtune.plan.attention import choose_attention
 from newtune.plan.family import family_of
+from newtune.plan.isolation import refuse_leaking
 from newtune.plan.ledger import Ledger
 from newtune.plan.parts import (
     AdapterPlan,
@@ -223,7 +224,7 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
     )
     ledger.decide("model.attention", attention, why)
     if packed:
-        refuse_leaking(facts.model_type, attention)
+        refuse_leaking(facts, attention)
     return ModelPlan(
         source=model.base_model,
         config_source=model.base_model_config or model.base_model,
@@ -241,6 +242,7 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         embedding_multiple=32 if config.tokenizer.resize_token_embeddings_to_32x else None,
         unfrozen_parameters=_as_tuple(model.unfrozen_parameters),
         quantization=quantization,
+        packed=packed,
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from newtune.errors import SetupError
-from newtune.plan.attention import choose_attention, refuse_leaking
+from newtune.plan.attention import choose_attention
 
 
 def chosen(requested=None, *, device="cpu", model_type="llama", packed=True):
@@ -44,13 +44,3 @@ def test_what_cannot_run_is_refused_with_a_remedy(monkeypatch, name, device, sai
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     with pytest.raises(SetupError, match=said):
         chosen(name, device=device)
-
-
-@pytest.mark.parametrize("family", ["gpt_oss", "mamba", "qwen3_next", "bloom"])
-def test_families_that_leak_are_refused(family):
-    with pytest.raises(SetupError, match="sample_packing: false"):
-        refuse_leaking(family, "sdpa")
-
-
-def test_families_that_keep_apart_pass():
-    refuse_leaking("llama", "sdpa")
