@@ -148,7 +148,7 @@ class TinyRun:
             adapter=_adapter_plan(self.dropout) if self.lora else None,
             training=self._training_plan(steps),
             output=OutputPlan(self.root),
-            model_facts=_model_facts(),
+            model_facts=model_facts(),
             data_facts=_data_facts(lambda epoch: steps_in_epoch[epoch] * steps.rows_per_step),
             trainable_parameters=0,
             tokens_per_step=18.0 * steps.rows_per_step,
@@ -247,7 +247,7 @@ def _adapter_plan(dropout: float) -> AdapterPlan:
     )
 
 
-def _model_facts() -> ModelFacts:
+def model_facts() -> ModelFacts:
     return ModelFacts(
         "llama", "LlamaForCausalLM", 0, 2, 32, 384, 512, "float32", {}, "lm_head", {}, False
     )

@@ -70,6 +70,7 @@ def read_model_facts(
         layer_kinds=frozenset(text.to_dict().get("layer_types") or ()),
         stateful=bool(model._is_stateful),
         takes_positions=takes_positions(model),
+        attentions=_attentions(model),
     )
 
 
@@ -137,6 +138,16 @@ def _merged(key: str, before: Any, value: Any) -> Any:
         if "rope_type" not in before and all(isinstance(v, Mapping) for v in before.values()):
             return {layer: {**inner, **given} for layer, inner in before.items()}
     return {**before, **given}
+
+
+def _attentions(model: PreTrainedModel) -> frozenset[str]:
+    can = {
+        "sdpa": model._supports_sdpa,
+        "flash_attention": model._supports_flash_attn,
+        "flex_attention": model._supports_flex_attn,
+        "own": model._supports_attention_backend,
+    }
+    return frozenset(name for name, able in can.items() if able)
 
 
 def _stored_quantized(config: PreTrainedConfig) -> Mapping[str, Any] | None:

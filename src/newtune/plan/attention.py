@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from newtune.errors import SetupError
 from newtune.lookup import did_you_mean
+from newtune.plan.parts import ModelFacts
 
 PACKED_ATTENTION = "newtune_packed"
 """Our own attention per packed example (`kernels/packed_attention.py`)."""
@@ -29,27 +30,30 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
 
 
 def choose_attention(
-    requested: str | None, *, packed: bool, device: str, model_type: str
+    requested: str | None, facts: ModelFacts, *, packed: bool, device: str
 ) -> tuple[str, str]:
     """Return the name for transformers' `attn_implementation` and the reason.
 
     Raises:
-        SetupError: the requested one is unknown, or its package or device is missing.
+        SetupError: the requested one is unknown, its package or device is missing, or the model
+            does not compute its attention with it.
     """
     on_cpu = not device.startswith("cuda")
+    model_type = facts.model_type
     if requested is not None:
         _require_runnable(requested, on_cpu=on_cpu)
+        _require_computed(requested, facts)
         return requested, "as given by attn_implementation"
     if on_cpu and model_type in PROVEN_FAMILIES:
         why = "per packed example" if packed else "per example, padding left out"
         return PACKED_ATTENTION, f"on CPU, attention {why} is the fastest"
-    if model_type in ("gemma2", "gpt_oss"):
-        return "eager", f"sdpa cannot compute the attention of {model_type}"
+    if "sdpa" not in facts.attentions:
+        return "eager", f"sdpa does not compute what `{model_type}` does"
     if on_cpu:
         return "sdpa", f"newtune's own attention is not proven for `{model_type}`"
-    if _installed("flash_attn"):
+    if "flash_attention" in facts.attentions and not on_cpu and _installed("flash_attn"):
         return "flash_attention_2", "flash-attn is installed"
-    return "sdpa", "flash-attn is not installed"
+    return "sdpa", "flash-attn is not installed, or not for this model"
 
 
 def flattens(attention: str, *, packed: bool, batch_flattening: bool) -> tuple[bool, str]:
@@ -91,6 +95,18 @@ def _require_runnable(name: str, *, on_cpu: bool) -> None:
             f"attn_implementation: `{name}` needs the package `{module}`, which is not installed. "
             f"Install it ({remedy}), or leave the key out to use sdpa."
         )
+
+
+def _require_computed(name: str, facts: ModelFacts) -> None:
+    """Refuse an implementation that the model's code does not hand its attention to."""
+    needed = "own" if name == PACKED_ATTENTION else name.rstrip("_234")
+    proven = name == PACKED_ATTENTION and facts.model_type in PROVEN_FAMILIES
+    if name == "eager" or needed in facts.attentions or proven:
+        return
+    raise SetupError(
+        f"attn_implementation: `{name}` does not compute what `{facts.model_type}` does: its code "
+        "in transformers has no place for it. Leave the key out, or set `eager`."
+    )
 
 
 def _installed(module: str) -> bool:

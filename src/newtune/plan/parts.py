@@ -35,6 +35,8 @@ class ModelFacts:
     """Its class says that it carries a state from token to token."""
     takes_positions: bool = True
     """Its forward is told where in its example each token stands."""
+    attentions: frozenset[str] = frozenset({"sdpa", "flash_attention", "flex_attention", "own"})
+    """What its code can compute attention with beside eager; `own`: any registered function."""
 
 
 ENDLESS = 1 << 62

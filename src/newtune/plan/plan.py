@@ -218,9 +218,9 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
     packed = shares_sequences(config) or bool(config.sequence.batch_flattening)
     attention, why = choose_attention(
         compute.attn_implementation,
+        facts,
         packed=packed,
         device=world.device,
-        model_type=facts.model_type,
     )
     ledger.decide("model.attention", attention, why)
     if packed:

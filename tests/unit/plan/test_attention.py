@@ -1,24 +1,34 @@
 """Which attention runs, and what is refused with which remedy."""
 
+from dataclasses import replace
+
 import pytest
 
 from newtune.errors import SetupError
 from newtune.plan.attention import choose_attention
+from runs import model_facts
+
+ATTENTIONS = model_facts().attentions
 
 
 def chosen(requested=None, *, device="cpu", model_type="llama", packed=True):
-    return choose_attention(requested, packed=packed, device=device, model_type=model_type)
+    attentions = (
+        ATTENTIONS - {"sdpa"} if model_type in ("gemma2", "gpt_oss", "mamba") else ATTENTIONS
+    )
+    facts = replace(model_facts(), model_type=model_type, attentions=attentions)
+    return choose_attention(requested, facts, packed=packed, device=device)
 
 
 def test_cpu_takes_our_own_where_it_is_proven():
     assert chosen()[0] == "newtune_packed"
+    assert chosen(model_type="mamba")[0] == "eager"
     assert chosen(model_type="bloomz_of_tomorrow")[0] == "sdpa"
     assert "not proven" in chosen(model_type="bloomz_of_tomorrow")[1]
 
 
 def test_cuda_takes_flash_attention_if_it_is_there(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert chosen(device="cuda:0") == ("sdpa", "flash-attn is not installed")
+    assert chosen(device="cuda:0") == ("sdpa", "flash-attn is not installed, or not for this model")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert chosen(device="cuda:0") == ("flash_attention_2", "flash-attn is installed")
 
@@ -44,3 +54,11 @@ def test_what_cannot_run_is_refused_with_a_remedy(monkeypatch, name, device, sai
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     with pytest.raises(SetupError, match=said):
         chosen(name, device=device)
+
+
+def test_what_the_model_does_not_hand_its_attention_to_is_refused():
+    with pytest.raises(SetupError, match="`sdpa` does not compute what `gemma2` does"):
+        chosen("sdpa", model_type="gemma2")
+    without = replace(model_facts(), model_type="gptj", attentions=frozenset({"flash_attention"}))
+    with pytest.raises(SetupError, match="or set `eager`"):
+        choose_attention("newtune_packed", without, packed=False, device="cpu")
