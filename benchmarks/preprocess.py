@@ -2,6 +2,7 @@
 
     python benchmarks/preprocess.py [--rows 6000] [--repeats 5] [--gsm8k train.jsonl]
                                     [--trl-python PYTHON] [--axolotl-python PYTHON]
+                                    [--llamafactory-python PYTHON]
                                     [--turns 2,8,32] [--memory-rows 1000000]
 
 Every path is a process of its own on all cores, started and warmed up before the clock runs; they
@@ -121,6 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, default=DEFAULT_TOKENIZER)
     parser.add_argument("--trl-python", help="Python of an environment that has trl")
     parser.add_argument("--axolotl-python", help="Python of an environment that has axolotl")
+    parser.add_argument("--llamafactory-python", help="the same for llamafactory")
     parser.add_argument("--turns", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--memory-rows", type=int, help="two-turn rows, for the peak memory")
     parser.add_argument("--work", type=Path, help="where files of the benchmark lie meanwhile")
@@ -152,11 +154,14 @@ def start_all(given: argparse.Namespace, work: Path) -> list[Preparer]:
         Preparer.start("raw", sys.executable, "raw_tokenizer.py", *common, TEMPLATE),
         Preparer.start("newtune", sys.executable, "newtune_data.py", *common, TEMPLATE),
     ]
-    if given.trl_python:
-        paths.append(Preparer.start("trl", given.trl_python, "trl_data.py", *common, MARKED))
-    if given.axolotl_python:
-        python = given.axolotl_python
-        paths.append(Preparer.start("axolotl", python, "axolotl_data.py", *common, TEMPLATE))
+    others = {
+        "trl": (given.trl_python, MARKED),
+        "axolotl": (given.axolotl_python, TEMPLATE),
+        "llamafactory": (given.llamafactory_python, TEMPLATE),
+    }
+    for name, (python, template) in others.items():
+        if python:
+            paths.append(Preparer.start(name, python, f"{name}_data.py", *common, template))
     warm_up = write_conversations(work / "warm_up.jsonl", WARM_UP_ROWS, seed=SEED + 1)
     for path in paths:
         path.prepare(warm_up)
@@ -201,7 +206,7 @@ def compare(paths: list[Preparer], rows: Path, name: str, repeats: int) -> dict[
         raise SystemExit(f"{name}: other tokens: {runs['raw'][0]}, {runs['newtune'][0]}")
     tokens = int(runs["raw"][0]["tokens"])
     print(f"\n{name}: {int(runs['raw'][0]['rows']):,} rows, {tokens:,} tokens, {repeats} repeats")
-    print(f"{'':10}{'wall s':>9}{'CPU s':>9}{'peak MB':>9}{'wall/raw':>10}{'CPU/raw':>9}")
+    print(f"{'':13}{'wall s':>9}{'CPU s':>9}{'peak MB':>9}{'wall/raw':>10}{'CPU/raw':>9}")
     summary = {}
     for path, took in runs.items():
         wall, cpu = ratio(took, runs["raw"], "seconds"), ratio(took, runs["raw"], "cpu_seconds")
@@ -211,7 +216,7 @@ def compare(paths: list[Preparer], rows: Path, name: str, repeats: int) -> dict[
         }
         summary[path] = {**median, "wall_ratio": wall, "cpu_ratio": cpu, "runs": took}
         print(
-            f"{path:10}{median['seconds']:9.2f}{median['cpu_seconds']:9.2f}"
+            f"{path:13}{median['seconds']:9.2f}{median['cpu_seconds']:9.2f}"
             f"{median['peak_mb']:9.0f}{wall:10.2f}{cpu:9.2f}"
         )
     return summary

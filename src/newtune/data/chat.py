@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from newtune.data.probes import answer_headers, ends_with_next_turn, generation_prompt
 from newtune.data.rendered import Rendered, Span
 from newtune.data.traced import INEXACT, Piece
 from newtune.data.tracing import TEMPLATE_ERRORS, ChatTemplate
@@ -75,18 +76,20 @@ class ChatRenderer:
     @cached_property
     def generation_prompt(self) -> str:
         """What the template writes to make the assistant speak; empty if it writes nothing."""
-        return _generation_prompt(self.template)
+        return generation_prompt(self.template)
 
     @cached_property
     def landmarks(self) -> Landmarks:
         """What the template writes around answers."""
-        of_answers = list(_answer_headers(self.template))
+        of_answers = list(answer_headers(self.template))
         headers = [self.generation_prompt, *of_answers]
+        end_pattern = self._end_pattern()
         return Landmarks(
             tuple(dict.fromkeys(filter(None, headers))),
-            self._end_pattern(),
+            end_pattern,
             headless=bool(of_answers) and not any(header.strip() for header in headers),
-            ends_at_next_turn=self.ends_at_next_turn,
+            ends_at_next_turn=self.ends_at_next_turn
+            or ends_with_next_turn(self.template, end_pattern),
         )
 
     def _end_pattern(self) -> re.Pattern[str]:
@@ -113,6 +116,8 @@ class ChatRenderer:
             rendering = self.template.render(messages, tools=conversation.tools)
         except TEMPLATE_ERRORS as error:
             reason = str(error) or type(error).__name__
+            if not conversation.tools and self.template.reads("tools"):
+                reason += " (the row offers no tools, which this template may need)"
             raise DataError(f"{place}: the chat template failed: {reason}") from error
         finder = TurnFinder(rendering, self.landmarks, place)
         ranges = [
@@ -162,36 +167,6 @@ class ChatRenderer:
     def _trains_end(self, end: str, turn_trained: bool, *, is_last: bool) -> bool:  # noqa: FBT001
         wish = self.train_on_eos if end == self.eos_token else self.train_on_eot
         return wish == "all" or (wish == "turn" and turn_trained) or (wish == "last" and is_last)
-
-
-def _generation_prompt(template: ChatTemplate) -> str:
-    question = [{"role": "user", "content": "?"}]
-    try:
-        without = template.render(question).text
-        with_prompt = template.render(question, add_generation_prompt=True).text
-    except TEMPLATE_ERRORS:
-        return ""  # the template refuses so short a conversation; turns are found without it
-    return with_prompt[len(without) :] if with_prompt.startswith(without) else ""
-
-
-def _answer_headers(template: ChatTemplate) -> Iterator[str]:
-    """Yield what the template writes before the last and before an earlier answer.
-
-    They serve where the generation prompt does not stand: the template has none, or it opens a
-    train of thought that not every answer has.
-    """
-    talk = [{"role": role, "content": text} for text in "?!" for role in ("user", "assistant")]
-    try:
-        rendering = template.render(talk)
-    except TEMPLATE_ERRORS:
-        return
-    for turn in (3, 1):
-        own = [
-            piece for piece in rendering.pieces if piece.turn == turn and piece.end > piece.start
-        ]
-        blocks = [block for block in rendering.blocks if block.turn == turn]
-        if own and len(blocks) == 1:
-            yield rendering.text[blocks[0].start : own[0].start]
 
 
 def _detail_spans(details: Iterable[Detail], own: Iterable[Piece], place: str) -> Iterator[Span]:

@@ -109,11 +109,29 @@ class _LoopMarker(NodeTransformer):
 
     def __init__(self) -> None:
         self.loops = 0
+        self.loop: tuple[str, nodes.Const] | None = None
+        """Variable and number of the loop around, if it has one variable."""
+
+    def visit_Assign(self, node: nodes.Assign) -> list[nodes.Node]:  # noqa: N802
+        """A pass over numbers is about the message that it takes by its number: `messages[i]`."""
+        if (
+            self.loop is not None
+            and isinstance(node.target, nodes.Name)
+            and isinstance(node.node, nodes.Getitem)
+            and isinstance(node.node.arg, nodes.Name)
+            and node.node.arg.name == self.loop[0]
+        ):
+            taken = nodes.Name(node.target.name, "load")
+            return [node, _output("begin_pass", taken, self.loop[1])]
+        return [node]
 
     def visit_For(self, node: nodes.For) -> list[nodes.Node]:  # noqa: N802
         self.loops += 1
         number = nodes.Const(self.loops)
+        around = self.loop
+        self.loop = (node.target.name, number) if isinstance(node.target, nodes.Name) else None
         self.generic_visit(node)
+        self.loop = around
         if not isinstance(node.target, nodes.Name):
             node.body.insert(0, _output("count_pass", nodes.Const(None)))
             return [node]
@@ -278,7 +296,8 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         if isinstance(result, str) and type(result) is not Traced:
-            return claimed(str(result), args, kwargs)
+            made = claimed(str(result), args, kwargs)
+            return made if type(made) is Traced else result  # `safe` makes more than a `str`
         return result
 
     return guarded

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from newtune.data.probes import shared_length
 from newtune.data.rendered import Span
 from newtune.data.surroundings import KnownSurroundings, Lengths, Surroundings
 from newtune.data.traced import MIXED, Piece
@@ -58,9 +59,11 @@ class TurnFinder:
     """Finds the turns of one rendering; `place` (source and row) is for errors."""
 
     def __init__(self, rendering: Rendering, landmarks: Landmarks, place: str) -> None:
+        self.rendering = rendering
         self.text = rendering.text
         self.pieces = rendering.pieces
         self.starts = [piece.start for piece in rendering.pieces]
+        self.block_starts = [block.start for block in rendering.blocks]
         self.landmarks = landmarks
         self.place = place
         self.own: dict[int, list[Piece]] = {}
@@ -145,14 +148,21 @@ class TurnFinder:
         return TurnRange(start, *self._end(index, body_end, block), own)
 
     def without_others(self, span: Span, index: int) -> Iterator[Span]:
-        """Cut from a turn's span what other turns wrote inside it (a tool's answer, say)."""
+        """Cut from a turn's span what was written for others inside it (a tool's answer, say)."""
         start = span.start
-        for piece in self._inside(span.start, span.end):
-            if piece.turn != index and piece.end > start:
-                yield Span(start, max(start, piece.start))
-                start = piece.end
+        for other in self._others(span, index):
+            if other.end > start:
+                yield Span(start, max(start, other.start))
+                start = other.end
         if span.end > start:
             yield Span(start, span.end)
+
+    def _others(self, span: Span, index: int) -> list[Span]:
+        """Return what other turns wrote inside a span, and what whole passes over them did."""
+        low, high = (bisect_left(self.block_starts, place) for place in span)
+        passes = (block for block in self.rendering.blocks[low:high] if block.end <= span.end)
+        written: list[Piece | Block] = [*self._inside(span.start, span.end), *passes]
+        return sorted(Span(one.start, one.end) for one in written if one.turn != index)
 
     def _inside(self, start: int, end: int) -> Sequence[Piece]:
         return self.pieces[bisect_left(self.starts, start) : bisect_left(self.starts, end)]
@@ -286,7 +296,16 @@ class TurnFinder:
             )
             if place >= 0:
                 return place + len(header)
+        if block and own and own[0].field == "tool_calls":
+            return self._shared_header_end(low, high)
         return None
+
+    def _shared_header_end(self, low: int, high: int) -> int | None:
+        """Return where what is written before a call parts from what answers are headed with."""
+        written = self.text[low:high]
+        shared = (shared_length(header, written) for header in self.landmarks.headers)
+        longest = max(shared, default=0)
+        return low + longest if written[:longest].strip() else None
 
     def _end(self, index: int, body_end: int, block: Block | None) -> tuple[int, int]:
         """Return the characters of the token that ends a turn; an empty range if there is none.
@@ -297,7 +316,7 @@ class TurnFinder:
         next turn.
         """
         if block:
-            found = self._end_in_block(body_end, block.end)
+            found = self._end_in_block(index, body_end, block.end)
             if not found and self.landmarks.ends_at_next_turn:
                 match = self.landmarks.end_pattern.match(self.text, block.end)
                 found = match.span() if match and body_end == block.end else None
@@ -308,8 +327,8 @@ class TurnFinder:
         follows = match and not (block and self.text[block.end : match.start()].strip())
         return match.span() if match and follows else (body_end, body_end)
 
-    def _end_in_block(self, body_end: int, block_end: int) -> tuple[int, int] | None:
-        others = self._inside(body_end, block_end)
+    def _end_in_block(self, index: int, body_end: int, block_end: int) -> tuple[int, int] | None:
+        others = self._others(Span(body_end, block_end), index)
         matches = [
             match
             for match in self.landmarks.end_pattern.finditer(self.text, body_end, block_end)
@@ -317,7 +336,7 @@ class TurnFinder:
         ]
         if matches:
             return matches[-1].span()
-        limit = min((piece.start for piece in others if piece.end > piece.start), default=block_end)
+        limit = min((other.start for other in others if other.end > other.start), default=block_end)
         closing = self.text[body_end:limit].rstrip()
         return (body_end, body_end + len(closing)) if closing else None
 

@@ -15,7 +15,7 @@ from newtune.data.rendered import Drop, Outcome, Rendered, Tokens, trained_text
 from newtune.errors import DataError
 from newtune.lookup import choose
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Part of the cache's key: raise it when the same row would give other tokens or labels."""
 
 MakeFormat = Callable[[FormatOptions], Format]

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 from newtune.data.chat import Detail, Turn
 from newtune.data.formats.options import ROLES, FormatOptions
+from newtune.data.probes import writes_reasoning
 from newtune.data.sources import NumberedRow, TableRow
 from newtune.data.traced_json import JsonMapping
-from newtune.data.tracing import REASONING_FIELDS
 from newtune.data.turns import has_text, shorten
 from newtune.errors import DataError
 from newtune.lookup import did_you_mean
@@ -28,9 +28,6 @@ SPECIAL_ROLES = ("developer", "function", "ipython", "observation", "tool_call",
 
 TOOL_ROLES = ("tool", "function", "ipython", "observation", "tool_response")
 """Whose content is what a tool returned."""
-
-WHOLE_MESSAGES = ("items", "values", "tojson")
-"""How a template may write properties of a message that it does not name."""
 
 JSON_ERRORS = (ValueError, RecursionError)
 """What text that is no JSON raises; also numbers and nesting beyond what Python reads."""
@@ -152,9 +149,8 @@ class MessageReader:
     @cached_property
     def _writes_thinking(self) -> bool:
         """Whether the template may write the reasoning of a turn."""
-        template, key = self.options.template, self.options.thinking_key
-        names = REASONING_FIELDS if key in REASONING_FIELDS else (key,)
-        return template is None or template.mentions(*names, *WHOLE_MESSAGES)
+        template = self.options.template
+        return template is None or writes_reasoning(template, self.options.thinking_key)
 
     def _refuse_thinking(self, place: str, fields: Mapping[str, Any]) -> NoReturn:
         raise DataError(
