@@ -14,7 +14,7 @@ ATTENTION = (
     "xformers",
     "newtune_packed",
 )
-"""The canonical values of `attn_implementation`; `owner/name` is a kernel from the hub."""
+"""The values of `attn_implementation`."""
 
 
 class ComputeSection(Section):
@@ -36,7 +36,7 @@ class ComputeSection(Section):
     """Everything in float32."""
     attn_implementation: str | None = None
     """Attention: `eager`, `sdpa`, `flex_attention`, `flash_attention_2`, `flash_attention_3`,
-    `flash_attention_4`, `xformers`, `newtune_packed`, or `owner/name` of a kernel on the hub.
+    `flash_attention_4`, `xformers` or `newtune_packed`.
     Empty: the fastest that this machine has and that keeps packed examples apart."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, about a

@@ -19,6 +19,8 @@ class World:
     """The device multiplies bfloat16 in hardware (Ampere or newer; AVX512-BF16 or AMX)."""
     local_size: int | None = None
     """Processes on this machine; None = the launcher does not say."""
+    capability: tuple[int, int] | None = None
+    """CUDA's compute capability of the device; None without one."""
 
     @property
     def is_main(self) -> bool:
@@ -46,7 +48,8 @@ class World:
             )
         torch.cuda.set_device(local_rank)
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return cls(rank, size, f"cuda:{local_rank}", gpus, is_fast, here)
+        capability = torch.cuda.get_device_capability(local_rank)
+        return cls(rank, size, f"cuda:{local_rank}", gpus, is_fast, here, capability)
 
     @classmethod
     def alone(cls) -> "World":

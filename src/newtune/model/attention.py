@@ -1,4 +1,4 @@
-"""Our attention for packed sequences, registered with transformers under `newtune_packed`.
+"""Attention for packed sequences, registered with transformers: `newtune_packed` and `xformers`.
 
 transformers asks a mask function once per forward and hands what it returns to every layer. Ours
 returns the mask in compact form where it can, one integer per query (`kernels/packed_attention`),
@@ -6,7 +6,8 @@ so that no layer needs to know positions, boundaries or windows; a KV cache, a p
 unusual mask gets the ordinary boolean mask and ordinary sdpa.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,15 +18,23 @@ from transformers.masking_utils import sdpa_mask
 
 from newtune.errors import ModelError
 from newtune.kernels.packed_attention import first_keys_of, packed_attention
+from newtune.kernels.xformers_attention import xformers_attention
 from newtune.plan.attention import PACKED_ATTENTION
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
+KERNELS: Mapping[str, Callable[..., Tensor]] = {
+    PACKED_ATTENTION: packed_attention,
+    "xformers": xformers_attention,
+}
+"""Name → what attends within each example of a row."""
+
 
 def register_attention() -> None:
-    """Make `attn_implementation="newtune_packed"` known to transformers; may be repeated."""
-    AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
-    AttentionMaskInterface.register(PACKED_ATTENTION, packed_mask)
+    """Make every name of `KERNELS` an `attn_implementation` of transformers; may be repeated."""
+    for name, kernel in KERNELS.items():
+        AttentionInterface.register(name, partial(packed_attention_forward, kernel=kernel))
+        AttentionMaskInterface.register(name, packed_mask)
 
 
 def packed_mask(
@@ -82,6 +91,8 @@ def packed_attention_forward(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    *,
+    kernel: Callable[..., Tensor] = packed_attention,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend per example; the result is [batch, seq, heads, head_dim] as transformers wants it.
@@ -92,13 +103,13 @@ def packed_attention_forward(
     for name in ("s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ModelError(
-                f"`{PACKED_ATTENTION}` does not know the attention sinks or biases of "
+                f"attention per packed example does not know the attention sinks or biases of "
                 f"{type(module).__name__} (`{name}`). Set `attn_implementation: eager`."
             )
     first_keys = _first_keys(attention_mask, query, key, module, options)
     softcap = options.get("softcap")
     if first_keys is not None:
-        output = packed_attention(
+        output = kernel(
             query, key, value, first_keys, scaling=scaling, softcap=softcap, dropout=dropout
         )
         return output.transpose(1, 2).contiguous(), None

@@ -15,7 +15,7 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.adapters import count_trainable, resolve_targets
-from newtune.plan.attention import choose_attention
+from newtune.plan.attention import Setting, choose_attention
 from newtune.plan.family import family_of
 from newtune.plan.isolation import refuse_leaking
 from newtune.plan.ledger import Ledger
@@ -219,8 +219,12 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
     attention, why = choose_attention(
         compute.attn_implementation,
         facts,
-        packed=packed,
-        device=world.device,
+        Setting(
+            world.device,
+            packed=packed,
+            half_precision=(precision.autocast or precision.frozen_weights) != "float32",
+            capability=world.capability,
+        ),
     )
     ledger.decide("model.attention", attention, why)
     if packed:

@@ -81,7 +81,8 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     ],
     "known_attention": [
         ({"attn_implementation": "spda"}, {"attn_implementation": "sdpa"}),
-        ({"attn_implementation": "flash"}, {"attn_implementation": "owner/kernel"}),
+        ({"attn_implementation": "flash"}, None),
+        ({"attn_implementation": "owner/kernel"}, {"attn_implementation": "sdpa"}),
     ],
     "data_is_needed": [({"datasets": None}, {})],
     "every_dataset_has_a_path": [

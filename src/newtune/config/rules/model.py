@@ -175,9 +175,13 @@ def one_precision(config: RunConfig) -> Iterator[Problem]:
 
 @about("attn_implementation")
 def known_attention(config: RunConfig) -> Iterator[Problem]:
-    """`attn_implementation` is a known name, or `owner/name` of a kernel on the hub."""
+    """`attn_implementation` is a known name."""
     name = config.compute.attn_implementation
-    if name is None or name in ATTENTION or "/" in name:
+    if name is None or name in ATTENTION:
+        return
+    if "/" in name:
+        message = f"`{name}` is a kernel on the hub, which newtune does not fetch"
+        yield Problem("attn_implementation", message, "Leave the key out.")
         return
     hint = did_you_mean(name, ATTENTION)
     known = ", ".join(f"`{known}`" for known in ATTENTION)
