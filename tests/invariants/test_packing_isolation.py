@@ -126,7 +126,7 @@ def test_flash_boundaries_beside_the_positions_change_nothing(family, attention)
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own code
 def test_flex_attention_keeps_examples_apart(family):
     """Forward only: on a CPU it has no backward. Compiled it takes minutes, so it is not."""
     model, parts = build(family, "flex_attention").eval(), examples()
