@@ -10,6 +10,12 @@ TORCH_FLAGS ?=
 # Test processes; each one gets a single thread, or they would fight over the cores.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
+# Without a GPU DeepSpeed installs without compiling for one, and runs on the CPU.
+ifeq ($(wildcard /dev/nvidia0),)
+export DS_BUILD_OPS ?= 0
+export DS_ACCELERATOR ?= cpu
+endif
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf

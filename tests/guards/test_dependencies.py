@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "newtune"
-LAZY = {"gguf": SOURCE / "outputs" / "export"}
-"""Extras' packages, and the folder that is imported for a command which has asked for them."""
+LAZY = {"gguf": SOURCE / "outputs" / "export", "deepspeed": SOURCE / "training" / "zero.py"}
+"""Extras' packages, and the place that is imported for a command which has asked for them."""
 
 
 def name_of(requirement: str) -> str:

@@ -12,7 +12,6 @@ from newtune.training.trainer import NewtuneTrainer
 
 OVERRIDDEN = {
     "_clip_grad_norm": ("self", "model"),
-    "_defer_fsdp_gradient_reduction": ("self",),
     "_determine_best_metric": ("self", "metrics", "trial"),
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "_get_num_items_in_batch": ("self", "batch_samples", "device"),

@@ -60,6 +60,7 @@ SHOWN_BY = {
         ),
         "unit/plan/test_parallel.py::test_",
     ),
+    "deepspeed": "unit/plan/test_zero.py::test_",
     "fsdp": "unit/plan/test_parallel.py::test_one_process_shards_nothing",
     "fsdp_version": "unit/config/test_legacy.py::test_fsdp_list_becomes_options",
     **dict.fromkeys(

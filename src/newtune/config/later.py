@@ -72,7 +72,6 @@ LATER: Mapping[str, Later] = {
     "torch_compile*": _COMPILE,
     "flex_attn_compile_kwargs": _COMPILE,
     "peft_layer_replication": Later("repeating layers is not available yet"),
-    "deepspeed": _PROCESSES,
     "deepcompile": _PROCESSES,
     "context_parallel_size": _ONE_IS_FINE,
     "tensor_parallel_size": _ONE_IS_FINE,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from newtune.config.check import build, take_unknown_keys, without_empty
+from newtune.config.deepspeed_file import wrong_deepspeed
 from newtune.config.idle import idle_keys
 from newtune.config.later import refused_keys
 from newtune.config.legacy import (
@@ -46,6 +47,7 @@ def load_config(file: Path | str, overrides: Mapping[str, Any] | Sequence[str] =
     problems = [*document.problems, *_strict_problems(document, given)]
     problems += apply_overrides(document.values, given)
     config, found = _config(document.values, frozenset(str(key[0]) for key, _ in given))
+    found += wrong_deepspeed(config.parallel.peek("deepspeed"), path.parent)
     problems += [_located(problem, document, given, path) for problem in found]
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or sys.maxsize))

@@ -67,6 +67,13 @@ class World:
         return world
 
 
+ENGINES_OF_ACCELERATE: Mapping[str, str] = {
+    "ACCELERATE_USE_DEEPSPEED": "deepspeed",
+    "ACCELERATE_USE_FSDP": "fsdp_config",
+}
+"""Variable that `accelerate launch` sets when its own settings ask for an engine → our key."""
+
+
 def launched(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """Return (rank, number of processes, rank on this machine) as torchrun and others set them.
 
@@ -74,6 +81,13 @@ def launched(environment: Mapping[str, str]) -> tuple[int, int, int]:
         SetupError: a part is missing or no number: the processes would not find each other, and
             each would train a model of its own.
     """
+    for name, key in ENGINES_OF_ACCELERATE.items():
+        if environment.get(name, "").lower() == "true":
+            raise SetupError(
+                f"accelerate's own settings ask for an engine ({name}), which newtune takes from "
+                f"`{key}` in its configuration. Start with `accelerate launch --multi_gpu "
+                "--num_processes N`, or with torchrun."
+            )
     size = _number(environment, "WORLD_SIZE", default=1)
     if size == 1:
         return 0, 1, _number(environment, "LOCAL_RANK", default=0)

@@ -60,6 +60,11 @@ def plan_parallel(
     """
     keys = config.parallel
     options = {key: getattr(keys, key) for key in DDP_OPTIONS}
+    if keys.deepspeed:  # planned by `plan/zero.py`, once the rest is known
+        for key in ("ddp", *FOR_DDP_ONLY):
+            if options[key] is not None:
+                ledger.notice(f"`{key}` has no effect in this run: DeepSpeed exchanges gradients.")
+        return ParallelPlan()
     section = keys.fsdp_config or FsdpSection()
     sizes = given_sizes(config)
     asks_to_shard = bool(section.given()) or (keys.dp_shard_size or 1) > 1

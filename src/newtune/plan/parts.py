@@ -193,14 +193,31 @@ class MeshPlan:
 
 
 @dataclass(frozen=True)
+class ZeroPlan:
+    """How DeepSpeed shares a model out."""
+
+    stage: Literal[1, 2, 3]
+    """Shared are the optimizer's state (1), gradients too (2), parameters too (3)."""
+    config: Mapping[str, Any]
+    """DeepSpeed's own configuration, with nothing left to fill."""
+    dtype: Dtype | None = None
+    """Weights are in this, and in float32 beside the optimizer's state; None = as loaded."""
+    offloads_parameters: bool = False
+    cpu_adam: bool = False
+    """The offloaded optimizer is DeepSpeed's own Adam, which it compiles on first use."""
+
+
+@dataclass(frozen=True)
 class ParallelPlan:
     """How the processes of a run train one model."""
 
-    engine: Literal["none", "ddp", "fsdp2"] = "none"
+    engine: Literal["none", "ddp", "fsdp2", "zero"] = "none"
     """ddp: every process holds the whole model, gradients are averaged. fsdp2: every process holds
-    a part of each parameter; with several copies of the model it is HSDP."""
+    a part of each parameter; with several copies of the model it is HSDP. zero: DeepSpeed's ZeRO,
+    also on one process, which may offload."""
     mesh: MeshPlan = field(default_factory=MeshPlan)
     fsdp: FsdpPlan | None = None
+    zero: ZeroPlan | None = None
     backend: str | None = None
     """How processes talk; None = nccl on GPUs, gloo on CPUs."""
     timeout_seconds: int = 1800
@@ -211,7 +228,7 @@ class ParallelPlan:
     @property
     def places_by_parts(self) -> bool:
         """Tell whether the model is read on the CPU and goes to the device in parts."""
-        return self.engine == "fsdp2"
+        return self.engine == "fsdp2" or (self.zero is not None and self.zero.stage == 3)
 
 
 @dataclass(frozen=True)

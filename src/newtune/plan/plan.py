@@ -5,7 +5,7 @@ here reads is found before weights load.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from newtune.plan.quantization import plan_quantization
 from newtune.plan.sequences import shares_sequences
 from newtune.plan.trackers import plan_trackers
 from newtune.plan.training import plan_training
+from newtune.plan.zero import Known, asks_for_bf16, plan_zero, read_zero, zero_precision
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,18 @@ def make_plan(
         quantization=side.model.quantization,
         ledger=ledger,
     )
+    zero = read_zero(config)
+    if zero is not None:
+        known = Known(
+            steps=training.steps,
+            optimizer=training.optimizer,
+            schedule=training.schedule,
+            precision=side.model.precision,
+            facts=side.facts,
+            quantization=side.model.quantization,
+        )
+        parallel = plan_zero(config, zero, known, world, ledger)
+        training = replace(training, parallel=parallel)
     if training.relora is not None and new_tokens:
         message = f"excludes training the rows of {new_tokens} added tokens, which start but once"
         hint = "Use tokens that the tokenizer has, or leave ReLoRA out."
@@ -193,8 +206,9 @@ def _require_positions(config: RunConfig, facts: ModelFacts) -> None:
 
 def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledger) -> ModelPlan:
     model, compute = config.model, config.compute
+    zero = read_zero(config)
     precision, why = resolve_precision(
-        bf16=compute.bf16,
+        bf16=True if asks_for_bf16(zero) and compute.bf16 is not False else compute.bf16,
         fp16=compute.fp16,
         bfloat16=compute.bfloat16,
         float16=compute.float16,
@@ -203,6 +217,8 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         device=world.device,
         bf16_is_fast=world.bf16_is_fast,
     )
+    if zero is not None:
+        precision, why = zero_precision(precision) or (precision, why)
     ledger.decide("model.precision", precision, why)
     if compute.tf32 is True and world.device == "cpu":
         ledger.notice("`tf32` has no effect in this run: it is for NVIDIA GPUs.")

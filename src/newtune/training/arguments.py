@@ -120,6 +120,11 @@ def _processes(plan: ParallelPlan) -> dict[str, Any]:
         "ddp_bucket_cap_mb": plan.bucket_cap_mb,
         "ddp_broadcast_buffers": plan.broadcast_buffers,
         "ddp_find_unused_parameters": plan.find_unused_parameters,
+        # gradients of which each process keeps a part are exchanged for every micro-batch: kept
+        # until the step's last one, they would be whole
+        "accelerator_config": {
+            "gradient_accumulation_kwargs": {"sync_each_batch": plan.engine in ("fsdp2", "zero")}
+        },
     }
 
 

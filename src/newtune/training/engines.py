@@ -11,10 +11,18 @@ from newtune.training.fsdp import FullySharded
 Start = Callable[[Model, ParallelPlan, Group], Engine]
 """Makes an engine of a model, in place; the process group exists already."""
 
+
+def _start_zero(model: Model, plan: ParallelPlan, group: Group) -> Engine:
+    from newtune.training.zero import Zero  # its package is an extra, and slow to import
+
+    return Zero.start(model, plan, group)
+
+
 ENGINES: Mapping[str, Start] = {
     "none": lambda model, plan, group: Replica(model),
     "ddp": lambda model, plan, group: Replica(model),
     "fsdp2": FullySharded.start,
+    "zero": _start_zero,
 }
 
 

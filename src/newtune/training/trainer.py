@@ -248,11 +248,6 @@ class NewtuneTrainer(Trainer):
         assert num_items_in_batch is not None
         return loss_sum * self.group.size / num_items_in_batch
 
-    @contextlib.contextmanager
-    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
-        """Exchange the gradients of every micro-batch: kept until the last, they would be whole."""
-        yield
-
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         return self.engine.clip(model, self.args.max_grad_norm, self.accelerator)
 

@@ -15,11 +15,10 @@ REFUSED = {
         "datasets.0.field_chosen",
         "datasets.0.field_rejected",
     },
-    "llama2_full_deepspeed": {"deepspeed"},
     "llama3_kto": {"rl", "rl_beta", "kto_desirable_weight"},
     "lora_kernels": {"lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"},
     "mistral_orpo": {"rl", "orpo_alpha"},
-    "mixtral_unfrozen": {"deepspeed", "unfrozen_parameters.1"},
+    "mixtral_unfrozen": {"unfrozen_parameters.1"},
     "phi3_fft_dora": {"do_causal_lm_eval"},
 }
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -425,6 +425,10 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
         ({"deepspeed": "x.json", "fsdp_config": {"offload_params": True}}, None),
         ({"deepspeed": "x.json", "fsdp": ["full_shard"]}, None),
     ],
+    "deepspeed_lays_out_the_processes": [
+        ({"deepspeed": "deepspeed_configs/zero3.json", "dp_replicate_size": 2}, None),
+        ({"deepspeed": "deepspeed_configs/zero3.json", "dp_shard_size": 2}, None),
+    ],
     "size_of_wrapped_pieces": [({"fsdp_config": {"auto_wrap_policy": "SIZE_BASED_WRAP"}}, None)],
 }
 

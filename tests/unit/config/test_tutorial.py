@@ -89,6 +89,9 @@ def test_the_typo_of_the_first_lab() -> None:
 def test_the_single_dash_of_the_second_lab(tmp_path: Path) -> None:
     file = tmp_path / "zero3_train.yaml"
     file.write_text("base_model: x\n")
-    with pytest.raises(ConfigError) as caught:
-        load_config(file, ["-deepspeed", "deepspeed_configs/zero3_bf16_cpuoffload_all.json"])
-    assert "deepspeed" in {problem.path for problem in caught.value.problems}
+    name = "deepspeed_configs/zero3_bf16_cpuoffload_all.json"
+    with pytest.raises(ConfigError) as caught:  # it holds no data
+        load_config(file, ["-deepspeed", name])
+    assert "deepspeed" not in {problem.path for problem in caught.value.problems}
+    with pytest.raises(ConfigError, match="there is no `deepspeed_configs/zero4"):
+        load_config(file, ["-deepspeed", "deepspeed_configs/zero4.json"])

@@ -39,6 +39,13 @@ def test_numbers_that_cannot_be(change: dict[str, str], message: str) -> None:
         launched({**WHOLE, **change})
 
 
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_an_engine_of_the_launchers_own_is_refused(name: str) -> None:
+    with pytest.raises(SetupError, match=f"ask for an engine \\({name}\\)"):
+        launched({**WHOLE, name: "true"})
+    assert launched({**WHOLE, name: "false"}) == (3, 4, 1)
+
+
 def test_other_commands_run_as_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in WHOLE.items():
         monkeypatch.setenv(name, value)

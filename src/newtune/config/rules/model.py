@@ -225,6 +225,17 @@ def one_sharding_engine(config: RunConfig) -> Iterator[Problem]:
         yield Problem("deepspeed", "excludes FSDP (`fsdp`, `fsdp_config`)", "Keep one of them.")
 
 
+@about("deepspeed", "dp_shard_size", "dp_replicate_size", "tensor_parallel_size")
+def deepspeed_lays_out_the_processes(config: RunConfig) -> Iterator[Problem]:
+    """`deepspeed` shares a model over all processes: sizes of axes are for FSDP2."""
+    for key in ("dp_shard_size", "dp_replicate_size", "tensor_parallel_size"):
+        size = getattr(config.parallel, key)
+        if config.parallel.deepspeed and size is not None and size > 1:
+            yield Problem(
+                key, "excludes `deepspeed`, which shares over all processes", "Keep one of them."
+            )
+
+
 @about("fsdp_config")
 def size_of_wrapped_pieces(config: RunConfig) -> Iterator[Problem]:
     """`auto_wrap_policy: SIZE_BASED_WRAP` needs `min_num_params`."""
