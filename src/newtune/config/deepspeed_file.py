@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from newtune.errors import ConfigError, Problem
 from newtune.lookup import did_you_mean
 
 SHIPPED_FOLDER = "deepspeed_configs"
+SHIPPED = Path(__file__).parents[1] / SHIPPED_FOLDER
 
 PASSED_ON = (
     *("zero_optimization", "fp16", "bf16", "torch_autocast", "data_types", "aio"),
@@ -114,8 +114,7 @@ def wrong_deepspeed(given: str | Mapping[str, Any] | None, folder: Path) -> list
 
 def shipped() -> list[str]:
     """Return the names of the files that newtune ships."""
-    folder = files("newtune") / SHIPPED_FOLDER
-    return sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".json"))
+    return sorted(path.name for path in SHIPPED.glob("*.json"))
 
 
 def _read(name: str, folder: Path) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def _read(name: str, folder: Path) -> dict[str, Any]:
 def _shipped_text(path: Path) -> str:
     name = path.name.removesuffix(".json") + ".json"
     if str(path.parent) in (".", SHIPPED_FOLDER) and name in shipped():
-        return (files("newtune") / SHIPPED_FOLDER / name).read_text("utf-8")
+        return (SHIPPED / name).read_text("utf-8")
     message = (
         f"there is no `{path}` beside the configuration, none in the working directory, and "
         "newtune ships none of that name"
