@@ -104,6 +104,11 @@ def launched(environment: Mapping[str, str]) -> tuple[int, int, int]:
     return rank, size, _number(environment, "LOCAL_RANK", default=0)
 
 
+def name_as_the_only_process() -> None:
+    """Put what DeepSpeed reads where no launcher did; accelerate must have looked before."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+
+
 def _number(environment: Mapping[str, str], name: str, *, default: int) -> int:
     text = environment.get(name, str(default))
     try:

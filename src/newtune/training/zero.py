@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 from transformers import Trainer
 
 from newtune.distributed.group import Group
+from newtune.distributed.world import name_as_the_only_process
 from newtune.model.quantization import layers_of_four_bits
 from newtune.plan.parts import ParallelPlan, ZeroPlan
 from newtune.training.checkpoint import Model
@@ -264,6 +265,7 @@ def join_group(group: Group, backend: str | None) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     backend = backend or ("gloo" if group.device == "cpu" else "nccl")
     if not distributed.is_initialized():
+        name_as_the_only_process()
         store = distributed.TCPStore(  # type: ignore[attr-defined]  # public, not in its __all__
             "localhost", port=0, world_size=1, is_master=True
         )
