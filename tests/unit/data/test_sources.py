@@ -6,6 +6,7 @@ import json
 import lzma
 import pickle
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -173,7 +174,40 @@ def test_a_folder_gives_the_files_of_the_split_else_all(tmp_path):
     assert [row["file"] for row in read(tmp_path)] == ["train-0.jsonl", "train-1.jsonl"]
     assert [row["file"] for row in read(tmp_path, split="test")] == ["test.jsonl"]
     assert [row["file"] for row in read(tmp_path, data_files=("test.jsonl",))] == ["test.jsonl"]
-    assert len(read(tmp_path, split="validation")) == 3
+    with pytest.raises(DataError, match="split `validation`; it has `test`, `train`"):
+        read(tmp_path, split="validation")
+
+
+def test_splits_go_by_the_names_that_the_hub_knows(tmp_path):
+    for name in ("rows.jsonl", "dev.jsonl", "data/eval-0.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"file": name}) + "\n")
+    assert [row["file"] for row in read(tmp_path)] == ["rows.jsonl"]
+    assert [row["file"] for row in read(tmp_path, split="validation")] == ["dev.jsonl"]
+    assert [row["file"] for row in read(tmp_path, split="test")] == ["data/eval-0.jsonl"]
+    with pytest.raises(DataError, match="split `other`; it has `test`, `validation`"):
+        read(tmp_path, split="other")
+
+
+def test_names_that_tell_no_split_are_of_every_split(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n')
+    for split in ("train", "test", "other"):
+        assert read(tmp_path, split=split) == [{"n": 1}]
+
+
+def test_folders_that_datasets_saved_are_read(tmp_path):
+    rows = [{"n": n} for n in range(4)]
+    datasets.disable_progress_bars()
+    parts = {"train": rows[:3], "test": rows[3:]}
+    made = {name: datasets.Dataset.from_list(part) for name, part in parts.items()}
+    made["train"].save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "both")
+    datasets.enable_progress_bars()
+    assert read(tmp_path / "one") == rows[:3]
+    assert read(tmp_path / "both") == rows[:3]
+    assert read(tmp_path / "both", split="test") == rows[3:]
+    with pytest.raises(DataError, match="split `validation`; it has `test`, `train`"):
+        read(tmp_path / "both", split="validation")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Which files of this machine a path or pattern names, and in what order."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
@@ -9,6 +9,18 @@ from pathlib import Path
 from newtune.data.sources.kinds import KINDS, kind_of
 from newtune.errors import DataError
 from newtune.lookup import did_you_mean
+
+SPLITS: Mapping[str, frozenset[str]] = {
+    "train": frozenset(("train", "training")),
+    "test": frozenset(("test", "testing", "eval", "evaluation")),
+    "validation": frozenset(("validation", "valid", "val", "dev")),
+}
+"""Split → words in names of files and folders that mean it, as on the hub."""
+
+DESCRIPTIONS = frozenset(
+    ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+)
+"""What `datasets` writes beside data, with `save_to_disk` for one."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +125,50 @@ def _similar(name: str, folder: Path) -> str:
 def _files_of_folder(folder: Path, split: str, kind: str | None) -> list[Path]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in files]
-    chosen = choose_files(names, split, kind)
-    if not chosen:
-        raise DataError(f"{folder}: no data file in it ({', '.join(sorted(KINDS))}).")
-    return [folder / name for name in chosen]
+    return [folder / name for name in choose_files(names, split, kind, str(folder))]
 
 
-def choose_files(names: Sequence[str], split: str, kind: str | None) -> list[str]:
-    """Return a folder's data files in order; those named after the split, if any are.
+def choose_files(names: Sequence[str], split: str, kind: str | None, place: str) -> list[str]:
+    """Return a folder's data files in order: those of the split by their names.
 
     Names are relative, with `/`. Text counts when it was asked for or there is nothing else.
+
+    Raises:
+        DataError: there is none, or they are named after other splits; `place` is named.
     """
     files = sorted(name for name in names if kind_of(name) and not _base(name).startswith("."))
+    files = [name for name in files if _base(name) not in DESCRIPTIONS]
     if any(kind_of(name) != "text" for name in files):
         files = [name for name in files if kind_of(name) != "text" or kind == "text"]
-    named = [name for name in files if split in re.split(r"[-_.]", _base(name))]
+    if not files:
+        raise DataError(f"{place}: no data file in it ({', '.join(sorted(KINDS))}).")
+    words = {name: re.split(r"[-_.]", _base(name)) for name in files}
+    named = [name for name in files if split in words[name]]
     named = named or [name for name in files if split in name.split("/")]
-    return named or files
+    return named or _of_split(
+        {name: _split_of([*words[name], *name.split("/")]) for name in files}, split, place
+    )
+
+
+def _of_split(splits: Mapping[str, str | None], split: str, place: str) -> list[str]:
+    """Return the files of a split that goes by another name, or that no name tells."""
+    wanted = _split_of([split])
+    aliases = [name for name, other in splits.items() if wanted and other == wanted]
+    nameless = [name for name, other in splits.items() if other is None]
+    if aliases:
+        return aliases
+    if nameless and (wanted == "train" or len(nameless) == len(splits)):
+        return nameless
+    has = ", ".join(sorted({f"`{other}`" for other in splits.values() if other}))
+    raise DataError(
+        f"{place}: no file in it is named after the split `{split}`; it has {has}. "
+        "Set `split`, or `data_files`."
+    )
+
+
+def _split_of(words: Sequence[str]) -> str | None:
+    """Return the split that one of the words names."""
+    return next((split for split, names in SPLITS.items() if names & {*words}), None)
 
 
 def _base(name: str) -> str:

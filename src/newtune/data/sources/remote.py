@@ -20,7 +20,6 @@ import fsspec
 from filelock import FileLock
 
 from newtune.data.sources.files import Found, choose_files
-from newtune.data.sources.kinds import KINDS
 from newtune.errors import DataError, SetupError
 from newtune.logs import logger, notice
 
@@ -143,9 +142,7 @@ def _list(system: Any, address: Address, split: str, kind: str | None) -> list[_
             return [_RemoteFile(address, path, info)]
     root = str(path).rstrip("/") + "/"
     names = {name.removeprefix(root): name for name in system.find(path)}
-    chosen = choose_files(list(names), split, kind)
-    if not chosen:
-        raise DataError(f"{address.shown}: no data file in it ({', '.join(sorted(KINDS))}).")
+    chosen = choose_files(list(names), split, kind, address.shown)
     return [_look_up(system, address, names[name]) for name in chosen]
 
 
