@@ -25,7 +25,7 @@ def show_counts(counts: Sequence["DatasetCounts"]) -> None:
     for heading in ("rows", "dropped", "cut off", "examples", "tokens", "trained", "median", "max"):
         table.add_column(heading, justify="right")
     for count in counts:
-        share = count.trained_tokens / count.tokens if count.tokens else 0.0
+        trained = count.trained_tokens / count.tokens if count.tokens else 0.0
         table.add_row(
             Text(safe(count.name)),
             f"{count.rows_read:,}",
@@ -33,9 +33,8 @@ def show_counts(counts: Sequence["DatasetCounts"]) -> None:
             f"{count.rows_truncated:,}",
             f"{count.examples:,}",
             f"{count.tokens:,}",
-            f"{share:.0%}",
-            str(count.length_percentiles.get(50, 0)),
-            str(count.length_percentiles.get(100, 0)),
+            f"{trained:.0%}",
+            *(str(count.length_percentiles.get(share, "–")) for share in (50, 100)),
         )
     console = Console(highlight=False)
     console.print(table)

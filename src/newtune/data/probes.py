@@ -79,6 +79,13 @@ def writes_reasoning(template: ChatTemplate, key: str) -> bool:
     )
 
 
+def writes_any(template: ChatTemplate, texts: Sequence[str]) -> bool:
+    """Say whether one of the texts stands in the template, or in what it writes of a sample."""
+    rendering = _sample(template, [_QUESTION, _ANSWER, _QUESTION, _ANSWER])
+    written = template.source + (rendering.text if rendering else "")
+    return rendering is None or any(text in written for text in texts)
+
+
 def shared_length(header: str, text: str) -> int:
     """Return how far a text begins as a header does, no marker and no word cut in two.
 

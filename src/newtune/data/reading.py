@@ -190,6 +190,7 @@ def format_options(
         end_tokens=_end_tokens(tokenizer, end_tokens),
         end_tokens_named=bool(end_tokens),
         eos_token=_text(tokenizer.eos_token),
+        vocabulary=len(tokenizer),
         train_on_eos=train_on_eos,
         train_on_eot=entry.train_on_eot or train_on_eos,
         field_messages=entry.field_messages,

@@ -84,6 +84,17 @@ def test_eot_tokens():
     assert only == f"{U}Hi⟦<stop>⟧{E}\n{A}⟦Hello<stop>⟧{E}\n"
 
 
+def test_eot_tokens_that_the_template_never_writes_are_refused():
+    named = {"end_tokens": ("<|nope|>", "</s>"), "end_tokens_named": True}
+    with pytest.raises(DataError, match=r"`eot_tokens`: the chat template writes none of <\|nope"):
+        shown({"messages": HI}, **named)
+    assert shown({"messages": HI}, **{**named, "end_tokens": ("<|nope|>", E)}) == (
+        f"{U}Hi{E}\n{A}⟦Hello{E}⟧\n"
+    )
+    made_up = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    shown({"messages": HI}, template=made_up, end_tokens=("<|user|>",), end_tokens_named=True)
+
+
 def test_message_field_training():
     talk = [HI[0], {**HI[1], "train": False}, {**MORE[2], "train": True}, MORE[3]]
     assert shown({"messages": talk}, field_training="train") == (

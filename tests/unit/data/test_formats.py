@@ -119,6 +119,8 @@ def test_tokens_pass_as_they_are_without_padding():
     row = {"input_ids": [5, 6, 0], "labels": [-100, 6, 0], "attention_mask": [1, 1, 0]}
     assert outcome(None, row) == Tokens([5, 6], [-100, 6])
     assert outcome(None, {"input_ids": [5, 6]}) == Tokens([5, 6], [5, 6])
+    with pytest.raises(DataError, match="holds 6, and the tokenizer's ids are 0 to 5. Was another"):
+        outcome(None, {"input_ids": [5, 6]}, FormatOptions(vocabulary=6))
 
 
 def test_sharegpt_is_a_conversation_under_other_names():
@@ -221,6 +223,9 @@ WRONG = [
     ("input_output", {"segments": [{"text": "x"}]}, r"label` must be true or false"),
     (None, {"input_ids": "x"}, r"`input_ids` must be a list of integers"),
     (None, {"input_ids": [1], "labels": [1, 2]}, r"must be as many"),
+    (None, {"input_ids": [1, -5]}, r"`input_ids` holds -5, and the tokenizer's ids are 0 to"),
+    (None, {"input_ids": [2**40]}, r"`input_ids` holds 1099511627776"),
+    (None, {"text": "Hi"}, r"no field `input_ids`; the row has `text`. Rows of tokens are what is"),
     (None, {"input_ids": [1, 2], "labels": [2, -100]}, r"label 2 at position 0"),
     ("chat_template", {"text": "x"}, r"no field `messages`"),
     ("chat_template", {"messages": "x"}, r"is text, but not JSON"),

@@ -8,8 +8,10 @@ from typing import Any
 from newtune.data.chat import ChatRenderer, Conversation, Turn
 from newtune.data.formats.messages import MessageReader, json_of, without_nulls
 from newtune.data.formats.options import ROLES, Format, FormatOptions, text_of
+from newtune.data.probes import writes_any
 from newtune.data.rendered import Drop, Outcome
 from newtune.data.sources import NumberedRow
+from newtune.data.tracing import ChatTemplate
 from newtune.errors import DataError
 
 
@@ -24,6 +26,7 @@ def chat_template(options: FormatOptions) -> Format:
             "The tokenizer has no chat template. Set `chat_template` to a name (`chatml`, ...), or "
             "to `jinja` with `chat_template_jinja`."
         )
+    _require_named_ends(options.template, options)
     renderer = ChatRenderer(
         options.template,
         end_tokens=options.end_tokens,
@@ -47,6 +50,20 @@ def chat_template(options: FormatOptions) -> Format:
         return renderer.render(conversation, row.place)
 
     return Format(read, chat=renderer, conversation=parse)
+
+
+def _require_named_ends(template: ChatTemplate, options: FormatOptions) -> None:
+    """Refuse `eot_tokens` of which the template writes none.
+
+    Raises:
+        DataError: so it is.
+    """
+    named = [token for token in options.end_tokens if token != options.eos_token]
+    if options.end_tokens_named and named and not writes_any(template, named):
+        raise DataError(
+            f"`eot_tokens`: the chat template writes none of {', '.join(named)}. Name what ends a "
+            "turn in it, or leave the key out: then special tokens that open no turn end one."
+        )
 
 
 def sharegpt(options: FormatOptions) -> Format:

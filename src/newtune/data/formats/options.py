@@ -47,6 +47,8 @@ class FormatOptions:
     end_tokens_named: bool = False
     """The user named them (`eot_tokens`): they end a turn also where they open the next one."""
     eos_token: str | None = None
+    vocabulary: int | None = None
+    """How many ids there are, for rows that come as tokens; None: not known."""
     train_on_eos: TrainOn = "turn"
     train_on_eot: TrainOn = "turn"
     field_messages: str | None = None

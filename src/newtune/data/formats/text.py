@@ -8,6 +8,9 @@ from newtune.data.sources import NumberedRow
 from newtune.errors import DataError
 from newtune.types import IGNORE_INDEX
 
+MOST_IDS = 2**31
+"""Ids are kept in 32 bits."""
+
 
 def completion(options: FormatOptions) -> Format:
     """Return the format of raw text: every token trained, long documents cut, nothing lost."""
@@ -49,10 +52,10 @@ def _segment(row: NumberedRow, place: int, segment: Any) -> tuple[str, bool]:
 
 def tokenized(options: FormatOptions) -> Format:
     """Return the format of rows with `input_ids`, `labels` and perhaps an `attention_mask`."""
-    del options
 
     def read(row: NumberedRow) -> Outcome:
         ids = _integers(row, "input_ids")
+        _require_known(row, ids, options.vocabulary)
         labels = _integers(row, "labels") if "labels" in row.row else list(ids)
         mask = _integers(row, "attention_mask") if "attention_mask" in row.row else [1] * len(ids)
         if not len(ids) == len(labels) == len(mask):
@@ -74,11 +77,25 @@ def tokenized(options: FormatOptions) -> Format:
     return Format(read)
 
 
+def _require_known(row: NumberedRow, ids: list[int], vocabulary: int | None) -> None:
+    """Refuse ids that no model has, or that the tokenizer does not."""
+    limit = MOST_IDS if vocabulary is None else vocabulary
+    unknown = next((token for token in ids if not 0 <= token < limit), None)
+    if unknown is not None:
+        raise DataError(
+            f"{row.place}: `input_ids` holds {unknown}, and the tokenizer's ids are 0 to "
+            f"{limit - 1}. Was another tokenizer used?"
+        )
+
+
 def _integers(row: NumberedRow, column: str) -> list[int]:
     values = row.row.get(column)
     if column not in row.row:
         has = ", ".join(f"`{name}`" for name in row.row)
-        raise DataError(f"{row.place}: no field `{column}`; the row has {has}.")
+        raise DataError(
+            f"{row.place}: no field `{column}`; the row has {has}. Rows of tokens are what is read "
+            "without `type`; set `type` to the format of these."
+        )
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise _wrong(row, column, "a list of integers", values)
     return values
