@@ -119,7 +119,7 @@ def test_tokens_pass_as_they_are_without_padding():
     row = {"input_ids": [5, 6, 0], "labels": [-100, 6, 0], "attention_mask": [1, 1, 0]}
     assert outcome(None, row) == Tokens([5, 6], [-100, 6])
     assert outcome(None, {"input_ids": [5, 6]}) == Tokens([5, 6], [5, 6])
-    with pytest.raises(DataError, match="holds 6, and the tokenizer.s ids are 0 to 5"):
+    with pytest.raises(DataError, match=r"holds 6, and the tokenizer.s ids are 0 to 5"):
         outcome(None, {"input_ids": [5, 6]}, FormatOptions(vocabulary=6))
 
 
