@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from newtune.data.build import Limits, RowReader, build_shard
 from newtune.data.counts import Tally
@@ -160,11 +160,26 @@ def build_missing(
     with ExitStack() as locks:
         for folder in sorted({dataset.folder for dataset in datasets}):
             folder.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(FileLock(folder.with_name(f".{folder.name}.lock")))
+            locks.enter_context(_locked(folder))
         jobs = _missing(datasets, force=force)
         if jobs:
             _build(datasets, jobs, processes)
     return len(jobs)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a dataset's folder; say so when another process has it."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("Another process prepares %s; waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _missing(datasets: Sequence[ShardedDataset], *, force: bool) -> list[Job]:

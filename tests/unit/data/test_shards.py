@@ -6,10 +6,13 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from newtune.data import counts, shards
 from newtune.data.shards import processes_worth_starting, shard_counts
@@ -161,6 +164,19 @@ def test_two_processes_at_once_tokenise_once(tmp_path):
     said = [process.communicate(timeout=120)[0] for process in processes]
     assert sorted(said) == ["built 0 60\n", "built 6 60\n"]
     assert prepare(tmp_path).shards_built == 0
+
+
+def test_who_waits_for_another_process_says_so(tmp_path, caplog):
+    write_rows(tmp_path / "rows.jsonl", questions(5))
+    folder = Path(prepare(tmp_path).train.files[0].path).parent
+    held = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with caplog.at_level("INFO", logger="newtune"), ThreadPoolExecutor(1) as executor:
+        with held:
+            waiting = executor.submit(prepare, tmp_path, force=True)
+            while "Another process prepares" not in caplog.text:
+                assert not waiting.done()
+                time.sleep(0.01)
+        assert waiting.result(timeout=60).shards_built == 1
 
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path):
