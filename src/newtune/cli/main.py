@@ -357,7 +357,7 @@ def call(command: str, *arguments: Any, **options: Any) -> NoReturn:
 
 def speaks(error: NewtuneError) -> bool:
     """Tell whether this process prints an error: of several with the same one, the first does."""
-    if "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+    if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     if isinstance(error, FailedElsewhere):
         return False

@@ -153,7 +153,10 @@ def _own_address(rendezvous: str) -> str:
         )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)
-            return str(probe.getsockname()[0])
+            own = str(probe.getsockname()[0])
+        if own.startswith("127.") or own == "::1":  # HOST is this machine's name for itself
+            return socket.gethostbyname(socket.gethostname())
+        return own
     except OSError as error:
         raise SetupError(f"--rendezvous {rendezvous}: {error}") from error
 

@@ -1,5 +1,6 @@
 """What `newtune train` starts, and what the ends of processes mean for the command."""
 
+import socket
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,6 +117,6 @@ def test_the_exit_code_says_most_of_what_went_wrong() -> None:
 
 def test_the_address_is_the_one_that_leads_to_the_others() -> None:
     assert _own_address("") == "127.0.0.1"
-    assert _own_address("127.0.0.1:29500") == "127.0.0.1"
+    assert _own_address("127.0.0.1:29500") == socket.gethostbyname(socket.gethostname())
     with pytest.raises(SetupError, match="--rendezvous no-such-host"):
         _own_address("no-such-host.invalid:1")
