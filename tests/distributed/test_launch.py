@@ -1,5 +1,6 @@
 """`newtune train` starts processes, and what becomes of a run when one of them is broken."""
 
+import os
 import re
 import signal
 import time
@@ -87,6 +88,56 @@ def test_a_stopped_process_ends_the_others_in_time(bench: Bench, tmp_path: Path)
     assert launch.said.count("has not answered for") == 1
     assert "error process 1 on" in launch.said
     assert "it stood at step" in launch.said
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_written(bench: Bench, tmp_path: Path) -> None:
+    config = bench.config("torn", **SAVING, hang_timeout_seconds=TIMEOUT)
+    root = bench.root / "torn"
+    with started(newtune_train(config, "--max-restarts", "1"), tmp_path / "said") as launch:
+        writer = launch.pid(0)
+        launch.wait_until(lambda: bool(stopped_in_a_write(writer, root)), "a write", every=0.0005)
+        os.kill(writer, signal.SIGKILL)
+        assert launch.end() == 0, launch.said[-3000:]
+    assert not list(root.glob("*.partial"))
+    assert_same_end(bench, "torn")
+
+
+@pytest.mark.slow
+def test_killed_while_the_data_are_prepared(bench: Bench, tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    config = bench.config(
+        "unprepared", **SAVING, hang_timeout_seconds=TIMEOUT, dataset_prepared_path=str(prepared)
+    )
+    with started(newtune_train(config, "--max-restarts", "1"), tmp_path / "said") as launch:
+        pid = launch.pid(0)
+        launch.wait_until(prepared.is_dir, "preparation", every=0.0005)
+        os.kill(pid, signal.SIGKILL)
+        assert launch.end() == 0, launch.said[-3000:]
+    assert_same_end(bench, "unprepared")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_a_checkpoint(bench: Bench, tmp_path: Path) -> None:
+    config = bench.config("asked", **SAVING)
+    with started(newtune_train(config, "--max-restarts", "3"), tmp_path / "said") as launch:
+        launch.wait_until(lambda: lines(metrics(bench, "asked")) >= 6, "six steps")
+        launch.process.send_signal(signal.SIGTERM)
+        assert launch.end() == 130
+    assert launch.said.count("SIGTERM received") == launch.said.count("Stopped by SIGTERM") == 1
+    assert "start again" not in launch.said
+    run(newtune_train(config, "--resume"))
+    assert_same_end(bench, "asked")
+
+
+def stopped_in_a_write(pid: int, root: Path) -> list[Path]:
+    """Stop a process that writes a checkpoint; return what it has half written."""
+    if not list(root.glob("checkpoint-*.partial")):
+        return []
+    os.kill(pid, signal.SIGSTOP)
+    if not (half := list(root.glob("checkpoint-*.partial"))):
+        os.kill(pid, signal.SIGCONT)
+    return half
 
 
 def has_ended(pid: int) -> bool:
