@@ -85,9 +85,11 @@ SIZES = (8, 64, 1024)
 
 
 def table(rows: list[tuple[str, Bytes, Bytes]]) -> Iterator[str]:
-    yield "| GB per GPU: memory / sent per step | " + " | ".join(
-        f"{m.name}, {n} GPUs" for m in (SMALL, LARGE) for n in SIZES
-    ) + " |"
+    yield (
+        "| GB per GPU: memory / sent per step | "
+        + " | ".join(f"{m.name}, {n} GPUs" for m in (SMALL, LARGE) for n in SIZES)
+        + " |"
+    )
     yield "|---|" + "---|" * 6
     for name, memory, traffic in rows:
         cells = [
@@ -107,8 +109,3 @@ def test_the_tables_are_what_the_formulas_give() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for rows in (FULL, LORA):
         assert "\n".join(table(rows)) in page
-
-
-if __name__ == "__main__":
-    for rows in (FULL, LORA):
-        print("\n".join(table(rows)) + "\n")
