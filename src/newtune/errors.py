@@ -6,7 +6,8 @@
     ├── ModelError      a checkpoint, tokenizer or adapter
     ├── SetupError      a missing package or an unfit environment: the command that mends it
     ├── TrainingError   the run itself: step, rank
-    │   └── Interrupted a signal stopped it; a checkpoint is saved
+    │   ├── Interrupted a signal stopped it; a checkpoint is saved
+    │   └── FailedElsewhere  another process failed, and says why
     └── ExportError     merging, verifying, writing results
 
 Anything else that escapes is a bug of newtune and keeps its traceback.
@@ -67,6 +68,10 @@ class TrainingError(NewtuneError):
 
 class Interrupted(TrainingError):  # noqa: N818 (it is not an error to obey)
     """The run was asked to stop; a checkpoint is saved and the message says how to go on."""
+
+
+class FailedElsewhere(TrainingError):  # noqa: N818 (the error is the other process's)
+    """Another process of the run failed; it prints its error itself."""
 
 
 class ExportError(NewtuneError):

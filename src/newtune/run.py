@@ -17,8 +17,11 @@ from newtune.data.batches import EvalBatches, TrainBatches
 from newtune.data.prepare import PreparedData, prepare_data
 from newtune.data.stream.batches import StreamedBatches
 from newtune.data.stream.prepare import StreamedData, prepare_stream
+from newtune.distributed.agreement import code_digests, digests_of, require_agreement
 from newtune.distributed.group import Group
-from newtune.distributed.world import World
+from newtune.distributed.meeting import Meeting
+from newtune.distributed.watch import Watch
+from newtune.distributed.world import World, restarts
 from newtune.errors import ConfigError, DataError, ExportError, Problem
 from newtune.logs import logger, notice
 from newtune.model.adapters import read_adapter
@@ -49,6 +52,7 @@ from newtune.outputs.report import RunReport, report_run, report_uploads
 from newtune.outputs.save import save_final, with_template
 from newtune.outputs.uploads import open_uploads
 from newtune.plan.mesh import require_processes
+from newtune.plan.parallel import hang_timeout_of
 from newtune.plan.parts import Dtype, ModelFacts, Plan
 from newtune.plan.plan import ModelSide, make_plan, plan_as_dict, plan_model_side
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
@@ -66,6 +70,14 @@ from newtune.training.optim import check_optimizer
 from newtune.training.schedules import check_schedule
 from newtune.training.trackers import check_trackers
 from newtune.types import Batch
+
+SAME_FILE = "Start every process with the same file and the same options."
+SAME_CODE = "Install the same versions on every machine."
+SAME_FOLDER = "`output_dir` must lie on a file system that every machine sees."
+SAME_INPUTS = (
+    "Every machine must read the same files, and the same revision of a hub (`revision_of_model`, "
+    "`revision` of a dataset)."
+)
 
 
 @dataclass(frozen=True)
@@ -102,18 +114,33 @@ def train(config: RunConfig) -> RunReport | None:
     """
     world = World.current()
     require_processes(config, world)
-    group = Group.of(world)
+    meeting = Meeting.join(world)
+    with Watch(meeting, hang_timeout_of(config)) as watch:
+        require_agreement(meeting, "configuration", digests_of(config.dump()), SAME_FILE)
+        require_agreement(meeting, "code", code_digests(), SAME_CODE)
+        return train_together(config, world, meeting, watch)
+
+
+def train_together(
+    config: RunConfig, world: World, meeting: Meeting, watch: Watch
+) -> RunReport | None:
+    """Train with the processes that have met, or alone."""
+    group = Group.of(world, watch)
     if not world.is_main:
         logger.setLevel(WARNING)  # what the first process says need not be said again
     run_dir = RunDir(Path(config.output.output_dir))
+    started_again = meeting.settle("restarts", restarts(), max) > 0
     checkpoint = run_dir.checkpoint_to_resume(
-        config.output.resume_from_checkpoint, automatic=config.output.auto_resume_from_checkpoints
+        config.output.resume_from_checkpoint if not started_again else None,
+        automatic=config.output.auto_resume_from_checkpoints or started_again,
     )
+    require_agreement(meeting, "checkpoint", {"to resume from": str(checkpoint)}, SAME_FOLDER)
     if checkpoint is not None:
         run_dir.require_same_config(config.dump())
     prepared = prepare(config, world)
     plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
     refuse_unread_keys(config)
+    watch.at("load")
     if checkpoint is not None:
         require_same_rows(checkpoint, plan.training.steps.rows_per_step)
     fetch_weights(plan.model)
@@ -133,6 +160,9 @@ def train(config: RunConfig) -> RunReport | None:
         new_token_ids=prepared.new_token_ids,
     )
     inputs = Inputs.of(model, plan.model, data)
+    require_agreement(meeting, "base and data", seen(prepared, inputs), SAME_INPUTS)
+    parallel = plan.training.parallel
+    group.form(meeting, backend=parallel.backend, timeout_seconds=parallel.timeout_seconds)
     if checkpoint is None:
         keep_inputs(run_dir.root, inputs)
     else:
@@ -162,6 +192,13 @@ def train(config: RunConfig) -> RunReport | None:
         if report is not None:
             uploads.add_result()
     return report and report_uploads(run_dir, report, uploads.problems)
+
+
+def seen(prepared: Prepared, inputs: Inputs) -> dict[str, str]:
+    """Return digests of what this process trains with: base, tokenizer, each dataset."""
+    data = prepared.data
+    datasets = dict(data.digests) if isinstance(data, PreparedData) else {}
+    return {**datasets, **digests_of({"data in all": inputs.data, "base": inputs.base})}
 
 
 def save_result(

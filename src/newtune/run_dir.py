@@ -51,6 +51,7 @@ MAY_DIFFER_ON_RESUME = frozenset(
         "ddp",
         "ddp_backend",
         "ddp_timeout",
+        "hang_timeout_seconds",
         "ddp_bucket_cap_mb",
         "ddp_broadcast_buffers",
         "ddp_find_unused_parameters",

@@ -56,7 +56,7 @@ SHOWN_BY = {
     **dict.fromkeys(
         (
             *("ddp", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
-            "ddp_find_unused_parameters",
+            *("ddp_find_unused_parameters", "hang_timeout_seconds"),
         ),
         "unit/plan/test_parallel.py::test_",
     ),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from newtune import __version__
-from newtune.errors import Interrupted, NewtuneError
+from newtune.errors import FailedElsewhere, Interrupted, NewtuneError
 
 INTERRUPTED = 130
 USER_ERROR = 2
@@ -50,9 +50,38 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the latest checkpoint in `output_dir`.")
     ] = False,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(
+            "--num-processes",
+            "--num_processes",
+            min=1,
+            help="Processes on this machine; by default one per GPU.",
+        ),
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines that train together.")] = None,
+    node_rank: Annotated[
+        int | None,
+        typer.Option("--node-rank", "--node_rank", min=0, help="0 on the machine they meet at."),
+    ] = None,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet.")
+    ] = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(
+            "--max-restarts",
+            "--max_restarts",
+            min=0,
+            help="How often a failed run starts again from its last checkpoint.",
+        ),
+    ] = None,
 ) -> None:
     """Train, and save the adapter or model with everything that was decided."""
-    call("train", config, context.args, resume=resume)
+    from newtune.cli.train import Asked
+
+    asked = Asked(num_processes, nodes, node_rank, rendezvous, max_restarts)
+    call("train", config, context.args, resume=resume, asked=asked)
 
 
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
@@ -315,7 +344,8 @@ def call(command: str, *arguments: Any, **options: Any) -> NoReturn:
     except NewtuneError as error:
         from newtune.cli.show import show_error
 
-        show_error(error)
+        if speaks(error):
+            show_error(error)
         code = INTERRUPTED if isinstance(error, Interrupted) else USER_ERROR
     except KeyboardInterrupt:
         from newtune.cli.show import show_interrupted
@@ -323,6 +353,17 @@ def call(command: str, *arguments: Any, **options: Any) -> NoReturn:
         show_interrupted()
         code = INTERRUPTED
     raise typer.Exit(code)
+
+
+def speaks(error: NewtuneError) -> bool:
+    """Tell whether this process prints an error: of several with the same one, the first does."""
+    if "LOCAL_RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    if isinstance(error, FailedElsewhere):
+        return False
+    from newtune.distributed.meeting import first_to_say
+
+    return first_to_say(str(error))
 
 
 def main() -> None:

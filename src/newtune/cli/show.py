@@ -37,12 +37,20 @@ def show_notices(notices: Iterable[str]) -> None:
         _stderr().print(_marked("notice", "yellow", text), soft_wrap=True)
 
 
+MARKS = (
+    (logging.ERROR, ("error", "bold red")),
+    (logging.WARNING, ("warning", "yellow")),
+    (logging.NOTSET, ("·", "dim")),
+)
+"""Least level → how a record begins."""
+
+
 class LogLines(logging.Handler):
     """Prints the package's log records to stderr: warnings stand out, the rest is plain."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        mark = ("warning", "yellow") if record.levelno >= logging.WARNING else ("·", "dim")
+        mark = next(mark for level, mark in MARKS if record.levelno >= level)
         _stderr().print(_marked(*mark, record.getMessage()), soft_wrap=True)
 
 

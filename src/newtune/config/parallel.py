@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from newtune.config.section import Positive, PositiveFloat, Section, Strings
+from newtune.config.section import NotNegative, Positive, PositiveFloat, Section, Strings
 
 StateDict = Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT", "LOCAL_STATE_DICT"]
 
@@ -79,6 +79,9 @@ class ParallelSection(Section):
     """Data parallelism."""
     ddp_timeout: Positive | None = None
     """Seconds until a process that waits for the others gives up."""
+    hang_timeout_seconds: NotNegative | None = None
+    """Of several processes: when one dies or hangs, the others end within so many seconds and name
+    it, its machine, and where it stood. 0: they wait until `ddp_timeout`. Empty: 600."""
     ddp_backend: str | None = None
     """How processes talk: nccl, gloo, ..."""
     ddp_bucket_cap_mb: PositiveFloat | None = None

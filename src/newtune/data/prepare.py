@@ -6,8 +6,8 @@
 4. `mixing`: how often each dataset's examples stand in an epoch
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +59,8 @@ class PreparedData:
     """None: every training example stands once in every epoch."""
     shards_built: int = 0
     """How many shards had to be tokenised; the others were there."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Per dataset, of all that decides its tokens."""
 
     def place(self, index: int, *, evaluation: bool = False) -> str:
         """Return where example `index` came from: `path, row 3`."""
@@ -136,6 +138,10 @@ def _prepare(
         from_cache=not built,
         mixture=mixture,
         shards_built=built,
+        digests={
+            f"dataset {number} ({dataset.name})": dataset.folder.name
+            for number, dataset in enumerate(datasets, 1)
+        },
     )
 
 

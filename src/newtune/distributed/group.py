@@ -1,18 +1,20 @@
 """What the processes of a run tell each other: sums, the greatest value, what the first one did.
 
-Alone, every method gives back what it was given, and torch.distributed is not touched. The process
-group itself is accelerate's, made with the training arguments.
+Alone, every method gives back what it was given, and torch.distributed is not touched.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
+from newtune.distributed.meeting import Meeting
+from newtune.distributed.watch import UNWATCHED, Watch
 from newtune.distributed.world import World
-from newtune.errors import TrainingError
+from newtune.errors import FailedElsewhere
 
 T = TypeVar("T")
 
@@ -25,11 +27,25 @@ class Group:
     size: int = 1
     device: str = "cpu"
     """Where numbers lie while they are exchanged: nccl knows GPUs only."""
+    watch: Watch = field(default=UNWATCHED, repr=False, compare=False)
+    """What is told where this process stands."""
 
     @classmethod
-    def of(cls, world: World) -> "Group":
+    def of(cls, world: World, watch: Watch = UNWATCHED) -> "Group":
         """Return the group of all processes."""
-        return cls(world.rank, world.size, world.device)
+        return cls(world.rank, world.size, world.device, watch)
+
+    def form(self, meeting: Meeting, *, backend: str | None, timeout_seconds: float) -> None:
+        """Make torch's process group, unless there is one; accelerate finds it."""
+        if self.size == 1 or distributed.is_initialized():
+            return
+        distributed.init_process_group(
+            backend or ("gloo" if self.device == "cpu" else "nccl"),
+            store=meeting.again().store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
 
     @property
     def is_main(self) -> bool:
@@ -42,8 +58,9 @@ class Group:
             return [list(values)]
         mine = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         everyones = [torch.empty_like(mine) for _ in range(self.size)]
-        distributed.all_gather(everyones, mine)
-        return [part.tolist() for part in everyones]
+        with self.watch.waiting():
+            distributed.all_gather(everyones, mine)
+            return [part.tolist() for part in everyones]
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Return the sums over the processes, added in the order of ranks, the same on each."""
@@ -58,14 +75,15 @@ class Group:
         if self.size == 1:
             return [value]
         everyones: list[Any] = [None] * self.size
-        distributed.all_gather_object(everyones, value)
+        with self.watch.waiting():
+            distributed.all_gather_object(everyones, value)
         return everyones
 
     def on_main(self, action: Callable[[], T]) -> T | None:
         """Run an action on the first process while the others wait; they get None.
 
         Raises:
-            TrainingError: on the others, when the action failed on the first.
+            FailedElsewhere: on the others, when the action failed on the first.
         """
         if self.size == 1:
             return action()
@@ -79,13 +97,17 @@ class Group:
             said = [f"{type(error).__name__}: {error}"]
             raise
         finally:
-            distributed.broadcast_object_list(said, src=0)
+            self._tell(said)
 
     def _wait_for_main(self) -> None:
         said: list[str | None] = [None]
-        distributed.broadcast_object_list(said, src=0)
+        self._tell(said)
         if said[0] is not None:
-            raise TrainingError(f"process 0 failed, so process {self.rank} ends: {said[0]}")
+            raise FailedElsewhere(f"process 0 failed, so process {self.rank} ends: {said[0]}")
+
+    def _tell(self, said: list[str | None]) -> None:
+        with self.watch.waiting():
+            distributed.broadcast_object_list(said, src=0)
 
 
 ALONE = Group()

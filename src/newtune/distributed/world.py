@@ -90,6 +90,7 @@ def launched(environment: Mapping[str, str]) -> tuple[int, int, int]:
             )
     size = _number(environment, "WORLD_SIZE", default=1)
     if size == 1:
+        require_one_meant(environment)
         return 0, 1, _number(environment, "LOCAL_RANK", default=0)
     needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in environment]
@@ -107,6 +108,49 @@ def launched(environment: Mapping[str, str]) -> tuple[int, int, int]:
 def name_as_the_only_process() -> None:
     """Put what DeepSpeed reads where no launcher did; accelerate must have looked before."""
     os.environ.setdefault("LOCAL_RANK", "0")
+
+
+STARTED_SEVERAL = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+}
+"""What says how many processes a launcher started that tells them nothing else torch knows."""
+NO_GPU_LAUNCH = (
+    "accelerate launch was asked for several processes and started one, as it does without GPUs: "
+    "that would be a run of one process. Use `accelerate launch --multi_gpu --num_processes N`, "
+    "`torchrun --nproc_per_node N`, or `newtune train CONFIG --num-processes N`."
+)
+
+
+def require_one_meant(environment: Mapping[str, str]) -> None:
+    """Check that a process that is alone was not meant to be one of several.
+
+    Raises:
+        SetupError: each of several would train a model of its own, into the same folder.
+    """
+    if "WORLD_SIZE" not in environment:
+        if "RANK" in environment:
+            raise SetupError(
+                f"RANK is {environment['RANK']}, but WORLD_SIZE is not set: a launcher sets both."
+            )
+        if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= environment.keys():
+            raise SetupError(NO_GPU_LAUNCH)
+    elif "TORCHELASTIC_RUN_ID" not in environment:
+        return  # somebody says that it is alone
+    for name, launcher in STARTED_SEVERAL.items():
+        if (count := _number(environment, name, default=1)) > 1:
+            raise SetupError(
+                f"{launcher} started {count} processes ({name}), but each would train by itself. "
+                "Let it start one `newtune train CONFIG --nodes N --rendezvous HOST:PORT` on each "
+                "machine (examples/cluster), or set WORLD_SIZE=1 for runs that have nothing to do "
+                "with each other."
+            )
+
+
+def restarts() -> int:
+    """Return how often the launcher has started this process's run again."""
+    return _number(os.environ, "TORCHELASTIC_RESTART_COUNT", default=0)
 
 
 def _number(environment: Mapping[str, str], name: str, *, default: int) -> int:

@@ -10,11 +10,13 @@ from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
 from newtune.plan.mesh import HYBRID, given_sizes, plan_mesh
 from newtune.plan.parts import FsdpPlan, ParallelPlan, QuantizationPlan
+from newtune.plan.processes import placement_of_one
 
 DDP_OPTIONS = (
     "ddp",
     "ddp_backend",
     "ddp_timeout",
+    "hang_timeout_seconds",
     "ddp_bucket_cap_mb",
     "ddp_broadcast_buffers",
     "ddp_find_unused_parameters",
@@ -75,7 +77,9 @@ def plan_parallel(
                 ledger.notice(f"`{key}` has no effect in this run: it has one process.")
         if section.given():
             ledger.notice("`fsdp_config` has no effect in this run: one process shares nothing.")
-        return ledger.decide("training.parallel", ParallelPlan(), "one process")
+        placed = placement_of_one(config)
+        why = f"one process: {placed}" if placed else "one process"
+        return ledger.decide("training.parallel", ParallelPlan(), why)
     if keys.ddp is False and fsdp is None:
         message = f"is false, but {world.size} processes were started: they could not share a model"
         raise ConfigError([Problem("ddp", message, "Leave it out, or start one process.")])
@@ -92,11 +96,18 @@ def plan_parallel(
         fsdp=fsdp,
         backend=keys.ddp_backend,
         timeout_seconds=keys.ddp_timeout or ParallelPlan.timeout_seconds,
+        hang_timeout_seconds=hang_timeout_of(config),
         bucket_cap_mb=keys.ddp_bucket_cap_mb,
         broadcast_buffers=keys.ddp_broadcast_buffers,
         find_unused_parameters=bool(keys.ddp_find_unused_parameters),
     )
     return ledger.decide("training.parallel", plan, _why(plan, world))
+
+
+def hang_timeout_of(config: RunConfig) -> int:
+    """Return within how many seconds processes end when one of them dies or hangs; 0 = never."""
+    given = config.parallel.hang_timeout_seconds
+    return ParallelPlan.hang_timeout_seconds if given is None else given
 
 
 def _why(plan: ParallelPlan, world: World) -> str:

@@ -221,6 +221,8 @@ class ParallelPlan:
     backend: str | None = None
     """How processes talk; None = nccl on GPUs, gloo on CPUs."""
     timeout_seconds: int = 1800
+    hang_timeout_seconds: int = 600
+    """Within it the others end when one process dies or hangs; 0 = not watched."""
     bucket_cap_mb: float | None = None
     broadcast_buffers: bool | None = None
     find_unused_parameters: bool = False

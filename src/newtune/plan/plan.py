@@ -30,6 +30,7 @@ from newtune.plan.parts import (
     StepPlan,
 )
 from newtune.plan.precision import resolve_precision
+from newtune.plan.processes import processes_of
 from newtune.plan.quantization import plan_quantization
 from newtune.plan.sequences import shares_sequences
 from newtune.plan.trackers import plan_trackers
@@ -67,7 +68,11 @@ def plan_model_side(
     """
     ledger = Ledger()
     if world.visible_gpus > 1 and world.size == 1:
-        ledger.notice(f"{world.visible_gpus} GPUs are visible; this run uses one, {world.device}")
+        count, why = processes_of(config, world.visible_gpus)
+        ledger.notice(
+            f"{world.visible_gpus} GPUs are visible; this is the plan of one process, "
+            f"{world.device}. `newtune train` starts {count} by itself: {why}."
+        )
     _require_positions(config, facts)
     family = _family(config, facts, ledger)
     model = _plan_model(config, world, facts, ledger)

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from newtune.distributed.watch import Watch
 from newtune.errors import TrainingError
 from newtune.logs import notice
 from newtune.plan.parts import ENDLESS, EvaluationPlan, StepPlan, TrainingPlan
@@ -33,6 +34,25 @@ def whole_last_epoch(plan: StepPlan, packs_in_epoch: Callable[[int], int]) -> in
     """
     packs = packs_in_epoch(len(plan.steps_in_epoch) - 1)
     return plan.steps_in_epoch[-1] if packs == ENDLESS else math.ceil(packs / plan.rows_per_step)
+
+
+class Marks(TrainerCallback):
+    """Says to the watch which step is under way; what comes first in a step is its data."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The first step comes, perhaps after an evaluation."""
+        self.watch.at("data", state.global_step + 1)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The next step comes."""
+        self.watch.at("data", state.global_step + 1)
 
 
 class Cadence(TrainerCallback):

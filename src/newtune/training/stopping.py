@@ -83,10 +83,15 @@ class StopRequest(TrainerCallback):
         self._received = signal.Signals(number)
         if self.group.size == 1:
             self.signal = self._received
+            if not self._at_once:
+                self._say_so()
         if self._at_once:
             raise CutShort
+
+    def _say_so(self) -> None:
+        assert self.signal is not None
         notice(
-            f"{self._received.name} received: the step under way is finished and a checkpoint "
+            f"{self.signal.name} received: the step under way is finished and a checkpoint "
             "saved; once more stops at once"
         )
 
@@ -94,7 +99,9 @@ class StopRequest(TrainerCallback):
         """Tell whether a signal came to any process; all must ask."""
         if self.group.size > 1 and self.signal is None:
             number = self.group.greatest(int(self._received or 0))
-            self.signal = signal.Signals(number) if number else None
+            if number:  # said now: a launcher also ends the others where one process has died
+                self.signal = signal.Signals(number)
+                self._say_so()
         return self.signal is not None
 
     def on_step_end(

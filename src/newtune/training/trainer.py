@@ -30,7 +30,7 @@ from newtune.plan.parts import Plan, TrackerPlan
 from newtune.run_dir import RunDir
 from newtune.training import checkpoint as checkpoints
 from newtune.training.arguments import training_arguments
-from newtune.training.callbacks import Cadence, watchers, whole_last_epoch
+from newtune.training.callbacks import Cadence, Marks, watchers, whole_last_epoch
 from newtune.training.checkpoint import Model
 from newtune.training.engines import start_engine
 from newtune.training.evaluator import Evaluator
@@ -81,6 +81,7 @@ class NewtuneTrainer(Trainer):
         self.evaluator = evaluator
         self.meter = Meter.new()
         self.group = group
+        self.watch = group.watch
         self.stop = StopRequest(group)
         self.display = ProgressDisplay(self.meter, console, evaluator.kinds_of_steps())
         trackers = plan.training.trackers if group.is_main else TrackerPlan((), None, {})
@@ -116,6 +117,7 @@ class NewtuneTrainer(Trainer):
         watching = {**watchers(training, self.meter), **self._stream_place()}
         self._remembered |= watching
         return [
+            Marks(self.watch),
             MeterClock(self.meter),
             *self._restarts(),
             cadence,
@@ -243,6 +245,7 @@ class NewtuneTrainer(Trainer):
         by their number.
         """
         loss_sum, count = self.evaluator.loss_sum(model, inputs)
+        self.watch.at("backward")
         self._micro_losses.append(loss_sum.detach())
         self._micro_counts.append(count.detach())
         assert num_items_in_batch is not None
@@ -253,6 +256,7 @@ class NewtuneTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> float:
         """Return the gradient's norm before clipping, once the step is known to be sound."""
+        self.watch.at("update")
         if grad_norm is None:
             grad_norm = self.engine.clip(model, math.inf, self.accelerator)
         values = [torch.as_tensor(value) for value in (*self._micro_losses, *self._micro_counts)]
@@ -337,6 +341,7 @@ class NewtuneTrainer(Trainer):
     ) -> Tensor:
         """Run one micro-batch forward and backward."""
         self._doing = "training"
+        self.watch.at("forward")
         model.train()
         self._prepared_optimizer().train()  # schedule-free optimizers hold two sets of weights
         batch = self._prepare_inputs(inputs)
@@ -400,6 +405,7 @@ class NewtuneTrainer(Trainer):
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         self._doing, was_training = "evaluating", self.network.training
+        self.watch.at("evaluate")
         self.network.eval()
         if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.eval()
@@ -416,6 +422,7 @@ class NewtuneTrainer(Trainer):
         for batch in loader(self.data.evaluation, self.args):
             if self.group.size > 1 and self.is_in_train and self.stop.agree():
                 raise CutShort
+            self.watch.at("evaluate")
             yield cast("Batch", self._prepare_inputs({**batch}))
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -433,6 +440,7 @@ class NewtuneTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a complete checkpoint or none."""
         step, save = self.state.global_step, self.plan.training.save
+        self.watch.at("save")
         # a run that is stopped by a signal must be able to go on
         resumable = not save.weights_only or self.stop.signal is not None
         root, best = self.run_dir.root, self.state.best_global_step

@@ -10,7 +10,7 @@ from configs import valid
 from newtune.distributed.world import World
 from newtune.errors import ConfigError
 from newtune.plan.ledger import Ledger
-from newtune.plan.parallel import DONE_BY_FSDP2, plan_parallel
+from newtune.plan.parallel import DONE_BY_FSDP2, hang_timeout_of, plan_parallel
 from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan, QuantizationPlan
 from newtune.training.arguments import training_arguments
 from runs import TinyRun
@@ -49,6 +49,24 @@ def test_alone_each_option_is_answered(key: str) -> None:
     ledger = Ledger()
     assert plan_parallel(valid(**{key: GIVEN[key]}), ONE, ledger) == ParallelPlan()
     assert ledger.notices == (f"`{key}` has no effect in this run: it has one process.",)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [({}, 600), ({"hang_timeout_seconds": 0}, 0)])
+def test_how_long_a_process_may_hang(given: dict[str, int], seconds: int) -> None:
+    assert plan_parallel(valid(**given), TWO, Ledger()).hang_timeout_seconds == seconds
+    assert hang_timeout_of(valid(**given)) == seconds
+    ledger = Ledger()
+    plan_parallel(valid(hang_timeout_seconds=9), ONE, ledger)
+    assert ledger.notices == (
+        "`hang_timeout_seconds` has no effect in this run: it has one process.",
+    )
+
+
+def test_one_process_says_why() -> None:
+    ledger = Ledger()
+    plan_parallel(valid(device_map="auto"), ONE, ledger)
+    why = "one process: `device_map` spreads its layers over the devices"
+    assert ledger.reasons["training.parallel"] == why
 
 
 def test_processes_that_would_train_alone_are_refused() -> None:
