@@ -25,8 +25,8 @@ QUESTION := Please water the plants every Tuesday at half past six in the evenin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check lint types layers unit merge-memory parity format develop schema docs data clean \
-  python install-gptq test-quantised
+.PHONY: help quickstart test check lint types layers unit merge-memory parity support format develop \
+  schema docs data clean python install-gptq test-quantised
 
 help:
 	@echo "make quickstart  install, fetch SmolLM2-135M, fine-tune, merge, verify, ask one question"
@@ -37,6 +37,7 @@ help:
 	@echo "make test-quantised  make install-gptq, and the tests of GPTQ, AWQ and torchao bases"
 	@echo "make format      let ruff rewrite what it can"
 	@echo "make parity      compare runs on two processes with one, and write docs/parity.md"
+	@echo "make support     run every model family through every column of docs/support.md"
 	@echo "make merge-memory  merge a checkpoint of 1.5 GB and measure the memory it takes"
 	@echo "make schema      write recipes/newtune.schema.json, for editors"
 	@echo "make docs        write the generated pages under docs/"
@@ -127,6 +128,10 @@ parity: develop
 
 merge-memory: develop
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/invariants/test_merge_memory.py
+
+# A family at a time, each in seconds on a quiet machine; all of them take a quarter of an hour.
+support: develop
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python tests/support/make.py --jobs $(JOBS)
 
 format: develop
 	$(BIN)/ruff check --fix .

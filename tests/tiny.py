@@ -198,6 +198,15 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
 }  # fmt: skip
 """Family (`model_type`) → what its config needs beyond the common sizes."""
 
+LEAKING = frozenset(
+    {
+        "bamba", "bloom", "falcon", "falcon_h1", "falcon_mamba", "gpt_oss", "granitemoehybrid",
+        "jamba", "lfm2", "mamba", "mamba2", "minimax", "mpt", "nemotron_h", "opt", "qwen3_5_text",
+        "qwen3_next", "recurrent_gemma", "rwkv",
+    }
+)  # fmt: skip
+"""Families whose packed examples were seen to leak, each with all of its layer kinds."""
+
 _NAMED_OTHERWISE = frozenset(
     {
         "bloom", "falcon_mamba", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mamba", "mamba2",

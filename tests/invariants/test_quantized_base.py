@@ -51,6 +51,11 @@ def base(tmp_path_factory):
     return save_tiny_checkpoint(folder, hidden_size=64, intermediate_size=128)
 
 
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
 def config(tmp_path, base, *overrides, name="run"):
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in ROWS))
@@ -164,6 +169,16 @@ def test_a_run_trains_the_adapter_merges_and_proves_it(tmp_path, base, overrides
 
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_layers_of_gpt2_are_turned_around_and_back(tmp_path, gpt2):
+    """bitsandbytes stores (out, in); GPT-2's own layers hold (in, out)."""
+    run = config(tmp_path, gpt2, *FOUR_BIT)
+    quantized, dequantized = base_of(run), base_of(run, dequantized=True)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            dequantized.eval()(TOKENS).logits, quantized.eval()(TOKENS).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_evaluations_do_not_change_the_training(tmp_path, base):

@@ -89,6 +89,10 @@ def read_config(
     except (HubError, OSError, ValueError, KeyError) as error:
         what = "configuration (config.json)"
         raise cannot_load(source, what, error, revision=revision) from error
+    if config.model_type == "rwkv":
+        # In evaluation it would halve its weights in place, for float16's sake: those of an adapter
+        # would stay, quantised ones cannot, and what is saved after an evaluation would be halved.
+        config.rescale_every = 0
     return override_config(config, overrides)
 
 

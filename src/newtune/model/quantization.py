@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from newtune.errors import SetupError
 from newtune.model import gptq
@@ -86,11 +87,25 @@ def plain(model: PreTrainedModel, plan: QuantizationPlan, dtype: torch.dtype) ->
         built: PreTrainedModel = type(dequantized).from_pretrained(
             None,
             config=dequantized.config,
-            state_dict=dequantized.state_dict(),
+            state_dict=_own_layout(dequantized),
             dtype=dtype,
             attn_implementation=dequantized.config._attn_implementation,
         )
     return built.requires_grad_(requires_grad=False)
+
+
+def _own_layout(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the weights as the model's own layers hold them.
+
+    Quantising turns the layers of GPT-2, which are stored as (in, out), into ordinary ones.
+    """
+    weights: dict[str, Tensor] = model.state_dict()
+    with torch.device("meta"):
+        own = type(model)._from_config(model.config)  # type: ignore[no-untyped-call]
+    for name, layer in own.named_modules():
+        if isinstance(layer, Conv1D) and isinstance(model.get_submodule(name), nn.Linear):
+            weights[f"{name}.weight"] = weights[f"{name}.weight"].T.contiguous()
+    return weights
 
 
 def layers_with_own_arithmetic(model: nn.Module) -> list[nn.Module]:

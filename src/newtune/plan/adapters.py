@@ -26,8 +26,10 @@ def resolve_targets(
         found = [name for name in module_names(facts) if re.fullmatch(modules, name)]
         if not found and not any(_ends_with(name, [modules]) for name in module_names(facts)):
             raise ModelError(_no_match(facts, modules))
+        _require_called(facts, found or [modules])
         return modules if found else (modules,)
     given = [modules] if isinstance(modules, str) else list(modules or ())
+    _require_called(facts, given)
     for name in given:
         if not any(_ends_with(module, [name]) for module in module_names(facts)):
             raise ModelError(_no_match(facts, name))
@@ -101,11 +103,34 @@ def is_unfrozen(name: str, tied_head: str, patterns: Sequence[str]) -> bool:
     return any(re.match(pattern, candidate) for pattern in patterns for candidate in names)
 
 
+def read_directly(facts: ModelFacts) -> frozenset[str]:
+    """Return the layers whose weights a state-space kernel reads, without calling the layer.
+
+    A LoRA on them would have no effect, and a quantised weight no meaning. Which of them are read
+    depends on the kernels that are installed; none of them is adapted, wherever it trains.
+    """
+    mixers = {n.removesuffix(".A_log") for n in facts.parameter_shapes if n.endswith(".A_log")}
+    mixers = {name for name in mixers if f"{name}.D" in facts.parameter_shapes}
+    names = (f"{mixer}.{layer}" for mixer in mixers for layer in ("x_proj", "dt_proj", "out_proj"))
+    return frozenset(names) & facts.linear_modules.keys()
+
+
+def _require_called(facts: ModelFacts, targets: Sequence[str]) -> None:
+    for name in sorted(read_directly(facts)):
+        if _ends_with(name, targets):
+            raise ModelError(
+                f"lora_target_modules: `{_last(name)}` cannot be adapted: a state-space kernel of "
+                f"this {facts.model_type} model reads its weight without calling it, so that a "
+                "LoRA on it would have no effect. Leave it out."
+            )
+
+
 def _linear_targets(facts: ModelFacts) -> list[str]:
-    """Return last parts of names; full names where the output head is called the same."""
-    head = facts.head_name
-    inner = [name for name in facts.linear_modules if name != head]
-    return [n if _ends_with(head, [_last(n)]) else _last(n) for n in inner]
+    """Return last parts of names; full names where a layer that is left out is called the same."""
+    left_out = {facts.head_name, *read_directly(facts)}
+    taken = {_last(name) for name in left_out}
+    inner = [name for name in facts.linear_modules if name not in left_out]
+    return [name if _last(name) in taken else _last(name) for name in inner]
 
 
 def _no_match(facts: ModelFacts, wanted: str) -> str:

@@ -14,7 +14,7 @@ from newtune.config.quantization import BNB_DEFAULTS
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
-from newtune.plan.adapters import count_trainable, resolve_targets
+from newtune.plan.adapters import count_trainable, read_directly, resolve_targets
 from newtune.plan.attention import Setting, choose_attention
 from newtune.plan.family import family_of
 from newtune.plan.isolation import refuse_leaking
@@ -293,6 +293,7 @@ def _plan_adapter(
             targets,
             "lora_target_linear: every linear layer but the output head",
         )
+        _say_what_is_left_out(facts, ledger)
     return AdapterPlan(
         kind="lora",
         rank=keys.lora_r,
@@ -314,6 +315,15 @@ def _plan_adapter(
         ),
         repairs_quantization=_asks_for_loftq(keys.peft),
     )
+
+
+def _say_what_is_left_out(facts: ModelFacts, ledger: Ledger) -> None:
+    left_out = sorted({name.rpartition(".")[2] for name in read_directly(facts)})
+    if left_out:
+        ledger.notice(
+            f"lora_target_linear leaves out {', '.join(left_out)}: a state-space kernel reads "
+            "their weights without calling them, so that a LoRA would have no effect"
+        )
 
 
 def _asks_for_loftq(keys: PeftSection | None) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from newtune.errors import ConfigError, Problem
+from newtune.plan.adapters import read_directly
 from newtune.plan.parts import AdapterPlan, Method, ModelFacts, PrecisionPlan, QuantizationPlan
 
 Stored = Mapping[str, Any]
@@ -63,8 +64,10 @@ def plan_quantization(
         "bnb_4bit_compute_dtype": precision.autocast or precision.frozen_weights,
         **options,
     }
-    if "llm_int8_skip_modules" in arguments:  # given names replace what is left out by itself
-        arguments["llm_int8_skip_modules"] = [*arguments["llm_int8_skip_modules"], facts.head_name]
+    plain = sorted(read_directly(facts))
+    if plain or "llm_int8_skip_modules" in arguments:  # they replace what is left out by itself
+        given = arguments.get("llm_int8_skip_modules", ())
+        arguments["llm_int8_skip_modules"] = [*given, *plain, facts.head_name]
     if four_bit or adapter == "qlora":
         key = "load_in_4bit" if four_bit else "adapter: qlora"
         return QuantizationPlan(4, arguments), f"{key}: bitsandbytes"

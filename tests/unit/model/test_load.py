@@ -228,3 +228,12 @@ def test_gguf_without_its_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SetupError, match=r"pip install 'newtune\[gguf\]'"):
         find_source(str(tmp_path / "x.gguf"))
+
+
+def test_an_evaluation_leaves_the_weights_of_rwkv_alone(tmp_path):
+    """In evaluation it would halve some in place, and be saved so."""
+    folder = save_tiny_checkpoint(tmp_path / "rwkv", "rwkv", rescale_every=1)
+    model = load(folder, attention="eager")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.eval()(TOKENS)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -5,16 +5,7 @@ import pytest
 from newtune.errors import SetupError
 from newtune.model.facts import read_model_facts
 from newtune.plan.isolation import refuse_leaking
-from tiny import FAMILIES, tiny_config
-
-LEAKING = frozenset(
-    {
-        "bamba", "bloom", "falcon", "falcon_h1", "falcon_mamba", "gpt_oss", "granitemoehybrid",
-        "jamba", "lfm2", "mamba", "mamba2", "minimax", "mpt", "nemotron_h", "opt", "qwen3_5_text",
-        "qwen3_next", "recurrent_gemma", "rwkv",
-    }
-)  # fmt: skip
-"""Families whose packed examples were seen to leak, each with all of its layer kinds."""
+from tiny import FAMILIES, LEAKING, tiny_config
 
 
 def facts(folder, family, **config):
