@@ -74,7 +74,6 @@ LATER: Mapping[str, Later] = {
     "peft_layer_replication": Later("repeating layers is not available yet"),
     "deepcompile": _PROCESSES,
     "context_parallel_size": _ONE_IS_FINE,
-    "tensor_parallel_size": _ONE_IS_FINE,
     "expert_parallel_size": _ONE_IS_FINE,
     "use_ray": _RAY,
     "rl": _PREFERENCE,
