@@ -58,9 +58,7 @@ def _of_model(facts: ModelFacts, styles: Mapping[str, str], size: int) -> Iterat
         yield Problem(KEY, message, "Use `fsdp_config` or `dp_shard_size` for this model.")
     unknown = sorted(set(styles.values()) - STYLES)
     if unknown:
-        message = (
-            f"`{facts.model_type}` splits layers by {', '.join(unknown)}: newtune cannot"
-        )
+        message = f"`{facts.model_type}` splits layers by {', '.join(unknown)}: newtune cannot"
         yield Problem(KEY, message, "Models without experts work; or use `dp_shard_size`.")
     counts = {"attention heads": facts.heads, "key heads": facts.key_heads}
     for what, count in counts.items():
