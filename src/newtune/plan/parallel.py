@@ -82,11 +82,7 @@ def plan_parallel(
     asks_to_shard = bool(section.given()) or (keys.dp_shard_size or 1) > 1
     fsdp = plan_fsdp(section, world, ledger) if asks_to_shard else None
     if world.size == 1:
-        for key, value in {**options, **sizes}.items():
-            if value is not None:
-                ledger.notice(f"`{key}` has no effect in this run: it has one process.")
-        if section.given():
-            ledger.notice("`fsdp_config` has no effect in this run: one process shares nothing.")
+        _answer_alone(section, {**options, **sizes}, ledger)
         return ledger.decide("training.parallel", ParallelPlan(), "one process")
     splits = (keys.tensor_parallel_size or 1) > 1
     if keys.ddp is False and fsdp is None and not splits:
@@ -96,9 +92,7 @@ def plan_parallel(
     mesh = plan_mesh(config, world, ledger, sharded=fsdp is not None, hybrid=hybrid)
     if fsdp is not None or splits:
         _require_shardable(config, fsdp, quantization)
-        for key in FOR_DDP_ONLY:
-            if options[key] is not None:
-                ledger.notice(f"`{key}` has no effect in this run: the model is sharded.")
+        _answer_ddp_options(options, ledger)
     styles: Mapping[str, str] = {}
     if splits:
         _require_one_copy(mesh, sharded=fsdp is not None)
@@ -123,6 +117,20 @@ def plan_parallel(
         find_unused_parameters=bool(keys.ddp_find_unused_parameters),
     )
     return ledger.decide("training.parallel", plan, _why(plan, world))
+
+
+def _answer_alone(section: FsdpSection, given: Mapping[str, Any], ledger: Ledger) -> None:
+    for key, value in given.items():
+        if value is not None:
+            ledger.notice(f"`{key}` has no effect in this run: it has one process.")
+    if section.given():
+        ledger.notice("`fsdp_config` has no effect in this run: one process shares nothing.")
+
+
+def _answer_ddp_options(options: Mapping[str, Any], ledger: Ledger) -> None:
+    for key in FOR_DDP_ONLY:
+        if options[key] is not None:
+            ledger.notice(f"`{key}` has no effect in this run: the model is sharded.")
 
 
 def _why(plan: ParallelPlan, world: World) -> str:
