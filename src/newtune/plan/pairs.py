@@ -83,9 +83,9 @@ ROWS = DataFacts(64, 8, 6400, 3200, 400, lambda epoch: 64, None)
 HEAD = """# Which engine goes with which training
 
 Written by `make docs` from the rules themselves: each cell is a plan that was made for a small
-Llama on four processes, or the reason for which none is. `yes` says that the rules let it run; what was
-run and measured against one process is in [parity](parity.md). Models differ: mixtures of experts
-and families without a plan of transformers are refused under TP. Engines are explained in
+Llama on four processes, or the reason for which none is. `yes` says that the rules let it run; what
+was run and measured against one process is in [parity](parity.md). Models differ: mixtures of
+experts and families without a plan of transformers are refused under TP. Engines are explained in
 [scaling](scaling.md).
 """
 
