@@ -144,6 +144,7 @@ schema: develop
 
 docs: develop
 	$(BIN)/newtune schema --markdown > docs/configuration.md
+	$(BIN)/python -m newtune.plan.pairs > docs/parallel.md
 
 data: $(VENV)/.created
 	$(BIN)/python examples/quickstart/make_data.py

@@ -18,7 +18,7 @@ from newtune.data.prepare import PreparedData, prepare_data
 from newtune.data.stream.batches import StreamedBatches
 from newtune.data.stream.prepare import StreamedData, prepare_stream
 from newtune.distributed.agreement import code_digests, digests_of, require_agreement
-from newtune.distributed.group import Group
+from newtune.distributed.group import ALONE, Group
 from newtune.distributed.meeting import Meeting
 from newtune.distributed.watch import Watch
 from newtune.distributed.world import World, restarts
@@ -141,6 +141,7 @@ def train_together(
     plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
     refuse_unread_keys(config)
     watch.at("load")
+    group = replace(group, sharers=plan.training.parallel.mesh.tensor)
     if checkpoint is not None:
         require_same_rows(checkpoint, plan.training.steps.rows_per_step)
     fetch_weights(plan.model)
@@ -167,7 +168,7 @@ def train_together(
         keep_inputs(run_dir.root, inputs)
     else:
         require_same_inputs(checkpoint.parent, inputs, source=plan.model.source)
-    batches = training_data(prepared)
+    batches = training_data(prepared, group)
     if checkpoint is None and plan.adapter is not None and plan.adapter.init == "eva":
         assert isinstance(model, PeftModel)
         assert isinstance(batches.train, TrainBatches)  # config/rules/adapter.py
@@ -409,20 +410,20 @@ def counted_ahead(prepared: Prepared) -> list[dict[str, Any]]:
     return [asdict(count) for count in prepared.data.counts]
 
 
-def training_data(prepared: Prepared) -> TrainingData:
+def training_data(prepared: Prepared, group: Group = ALONE) -> TrainingData:
     """Lay the prepared examples out as the batches of the whole run, for this process."""
-    plan, data, world = prepared.plan, prepared.data, prepared.world
+    plan, data, rank = prepared.plan, prepared.data, group.data_rank
     flatten = plan.training.flatten
     held_out = None
     if data.evaluation is not None:
         rows = plan.training.evaluation.rows_per_device
-        held_out = EvalBatches(data, rows, rank=world.rank, world_size=world.size, flatten=flatten)
+        held_out = EvalBatches(data, rows, rank=rank, world_size=group.data_size, flatten=flatten)
     steps = plan.training.steps
     train: TrainBatches | StreamedBatches
     if isinstance(data, StreamedData):
-        train = data.batches(steps, rank=world.rank, flatten=flatten)
+        train = data.batches(steps, rank=rank, flatten=flatten)
     else:
-        train = TrainBatches(data, steps, rank=world.rank, flatten=flatten)
+        train = TrainBatches(data, steps, rank=rank, flatten=flatten)
     return TrainingData(
         train=train,
         evaluation=held_out,

@@ -78,6 +78,7 @@ SHOWN_BY = {
         "unit/plan/test_parallel.py::test_",
     ),
     "dp_replicate_size": "unit/plan/test_mesh.py::test_the_axes_follow",
+    "tensor_parallel_size": "unit/plan/test_tensor.py::test_layers_are_split",
     "dp_shard_size": "unit/plan/test_mesh.py::test_the_axes_follow",
     "strict": "unit/config/test_load.py::test_strict_lets_the_command_line_change_only",
     **dict.fromkeys(

@@ -73,8 +73,11 @@ LATER: Mapping[str, Later] = {
     "peft_layer_replication": Later("repeating layers is not available yet"),
     "deepcompile": _PROCESSES,
     "context_parallel_size": _ONE_IS_FINE,
-    "tensor_parallel_size": _ONE_IS_FINE,
-    "expert_parallel_size": _ONE_IS_FINE,
+    "expert_parallel_size": Later(
+        "experts are not dealt out over processes",
+        (1,),
+        "Use `dp_shard_size`, which shards experts as it does every parameter.",
+    ),
     "use_ray": _RAY,
     "rl": _PREFERENCE,
     "rl_beta": _PREFERENCE,

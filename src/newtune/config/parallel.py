@@ -68,7 +68,7 @@ class ParallelSection(Section):
     context_parallel_size: Positive | None = None
     """Processes that share one sequence."""
     tensor_parallel_size: Positive | None = None
-    """Processes that share each layer."""
+    """Neighbouring processes that share each layer and compute the same rows."""
     expert_parallel_size: Positive | None = None
     """Processes that share the experts of a mixture."""
     heads_k_stride: Positive | None = None

@@ -29,6 +29,8 @@ class Group:
     """Where numbers lie while they are exchanged: nccl knows GPUs only."""
     watch: Watch = field(default=UNWATCHED, repr=False, compare=False)
     """What is told where this process stands."""
+    sharers: int = 1
+    """Neighbours that compute the same rows together: what they count is counted once."""
 
     @classmethod
     def of(cls, world: World, watch: Watch = UNWATCHED) -> "Group":
@@ -52,6 +54,16 @@ class Group:
         """Tell whether this process writes and speaks for all."""
         return self.rank == 0
 
+    @property
+    def data_rank(self) -> int:
+        """Return which part of a step's rows this process computes."""
+        return self.rank // self.sharers
+
+    @property
+    def data_size(self) -> int:
+        """Return into how many parts a step's rows are dealt out."""
+        return self.size // self.sharers
+
     def numbers(self, values: Sequence[float]) -> list[list[float]]:
         """Return the numbers of every process, by rank; all must give as many."""
         if self.size == 1:
@@ -63,8 +75,9 @@ class Group:
             return [part.tolist() for part in everyones]
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over the processes, added in the order of ranks, the same on each."""
-        return [sum(column) for column in zip(*self.numbers(values), strict=True)]
+        """Return the sums over all rows, added in the order of ranks, the same on each process."""
+        once = self.numbers(values)[:: self.sharers]
+        return [sum(column) for column in zip(*once, strict=True)]
 
     def greatest(self, value: int) -> int:
         """Return the greatest value of any process."""

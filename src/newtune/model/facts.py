@@ -71,6 +71,8 @@ def read_model_facts(
         stateful=bool(model._is_stateful),
         takes_positions=takes_positions(model),
         attentions=_attentions(model),
+        tensor_plan=dict(model.tp_plan),
+        **_heads(text),
     )
 
 
@@ -176,6 +178,12 @@ def _max_positions(config: PreTrainedConfig) -> int | None:
     original = rope.get("original_max_position_embeddings")
     scaled = (original or positions) * factor
     return max(int(positions), int(scaled))
+
+
+def _heads(config: PreTrainedConfig) -> dict[str, int | None]:
+    values = config.to_dict()
+    heads = values.get("num_attention_heads") or values.get("n_head")
+    return {"heads": heads, "key_heads": values.get("num_key_value_heads") or heads}
 
 
 def _linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:

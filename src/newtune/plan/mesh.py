@@ -13,6 +13,7 @@ from newtune.plan.parts import MeshPlan
 AXES: Mapping[str, str] = {
     "dp_replicate_size": "replicas",
     "dp_shard_size": "shards",
+    "tensor_parallel_size": "tensor",
 }
 """Key → axis, the outermost first: neighbours talk most."""
 HYBRID = ("HYBRID_SHARD", "4", "HYBRID_SHARD_ZERO2", "5")

@@ -9,8 +9,16 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
 from newtune.plan.mesh import HYBRID, given_sizes, plan_mesh
-from newtune.plan.parts import FsdpPlan, ParallelPlan, QuantizationPlan
+from newtune.plan.parts import (
+    AdapterPlan,
+    FsdpPlan,
+    MeshPlan,
+    ModelFacts,
+    ParallelPlan,
+    QuantizationPlan,
+)
 from newtune.plan.processes import placement_of_one
+from newtune.plan.tensor import plan_tensor
 
 DDP_OPTIONS = (
     "ddp",
@@ -52,9 +60,13 @@ def plan_parallel(
     world: World,
     ledger: Ledger,
     *,
+    facts: ModelFacts | None = None,
+    adapter: AdapterPlan | None = None,
     quantization: QuantizationPlan | None = None,
 ) -> ParallelPlan:
     """Return how the processes work together; alone, given options are answered with a notice.
+
+    `facts` are needed where layers are split.
 
     Raises:
         ConfigError: `ddp: false` with several processes, each of which would train alone; what
@@ -72,28 +84,36 @@ def plan_parallel(
     asks_to_shard = bool(section.given()) or (keys.dp_shard_size or 1) > 1
     fsdp = plan_fsdp(section, world, ledger) if asks_to_shard else None
     if world.size == 1:
-        for key, value in {**options, **sizes}.items():
-            if value is not None:
-                ledger.notice(f"`{key}` has no effect in this run: it has one process.")
-        if section.given():
-            ledger.notice("`fsdp_config` has no effect in this run: one process shares nothing.")
+        _answer_alone(section, {**options, **sizes}, ledger)
         placed = placement_of_one(config)
         why = f"one process: {placed}" if placed else "one process"
         return ledger.decide("training.parallel", ParallelPlan(), why)
-    if keys.ddp is False and fsdp is None:
+    splits = (keys.tensor_parallel_size or 1) > 1
+    if keys.ddp is False and fsdp is None and not splits:
         message = f"is false, but {world.size} processes were started: they could not share a model"
         raise ConfigError([Problem("ddp", message, "Leave it out, or start one process.")])
     hybrid = fsdp is not None and _strategy(section) in HYBRID
     mesh = plan_mesh(config, world, ledger, sharded=fsdp is not None, hybrid=hybrid)
-    if fsdp is not None:
+    if fsdp is not None or splits:
         _require_shardable(config, fsdp, quantization)
-        for key in FOR_DDP_ONLY:
-            if options[key] is not None:
-                ledger.notice(f"`{key}` has no effect in this run: the model is sharded.")
+        _answer_ddp_options(options, ledger)
+    styles: Mapping[str, str] = {}
+    if splits:
+        _require_one_copy(mesh, sharded=fsdp is not None)
+        assert facts is not None
+        styles = plan_tensor(
+            config,
+            mesh.tensor,
+            facts=facts,
+            adapter=adapter,
+            quantization=quantization,
+            sharded=fsdp is not None,
+        )
     plan = ParallelPlan(
-        engine="ddp" if fsdp is None else "fsdp2",
+        engine="fsdp2" if fsdp is not None else "tensor" if splits else "ddp",
         mesh=mesh,
         fsdp=fsdp,
+        tensor_styles=styles,
         backend=keys.ddp_backend,
         timeout_seconds=keys.ddp_timeout or ParallelPlan.timeout_seconds,
         hang_timeout_seconds=hang_timeout_of(config),
@@ -110,13 +130,37 @@ def hang_timeout_of(config: RunConfig) -> int:
     return ParallelPlan.hang_timeout_seconds if given is None else given
 
 
+def _answer_alone(section: FsdpSection, given: Mapping[str, Any], ledger: Ledger) -> None:
+    for key, value in given.items():
+        if value is not None:
+            ledger.notice(f"`{key}` has no effect in this run: it has one process.")
+    if section.given():
+        ledger.notice("`fsdp_config` has no effect in this run: one process shares nothing.")
+
+
+def _answer_ddp_options(options: Mapping[str, Any], ledger: Ledger) -> None:
+    for key in FOR_DDP_ONLY:
+        if options[key] is not None:
+            ledger.notice(f"`{key}` has no effect in this run: the model is sharded.")
+
+
 def _why(plan: ParallelPlan, world: World) -> str:
     copies, shards = plan.mesh.replicas, plan.mesh.shards
+    if plan.mesh.tensor > 1:
+        layers = f"{plan.mesh.tensor} processes share every layer and its rows"
+        return layers if plan.fsdp is None else f"{layers}; parameters are sharded {shards} ways"
     if plan.fsdp is None:
         return f"{world.size} processes hold the whole model each and average its gradients"
     if copies == 1:
         return f"FSDP2: each of {shards} processes holds a part of every parameter"
     return f"HSDP: {copies} copies of the model, each shared by {shards} processes"
+
+
+def _require_one_copy(mesh: MeshPlan, *, sharded: bool) -> None:
+    if mesh.replicas > 1 and not sharded:
+        message = f"{mesh.replicas} copies of a model whose layers are split need sharding, too"
+        hint = "Use `dp_shard_size` instead, or besides."
+        raise ConfigError([Problem("dp_replicate_size", message, hint)])
 
 
 def plan_fsdp(section: FsdpSection, world: World, ledger: Ledger) -> FsdpPlan:
@@ -183,16 +227,16 @@ def _dtypes(policy: str | Mapping[str, Any] | None) -> Iterator[tuple[str, str]]
 
 
 def _require_shardable(
-    config: RunConfig, fsdp: FsdpPlan, quantization: QuantizationPlan | None
+    config: RunConfig, fsdp: FsdpPlan | None, quantization: QuantizationPlan | None
 ) -> None:
-    problems = list(_of_quantization(fsdp, quantization))
+    problems = [] if fsdp is None else list(_of_quantization(fsdp, quantization))
     if config.training.optimizer not in SHARDED_OPTIMIZERS:
         message = f"`{config.training.optimizer}` is not known to work on sharded parameters"
-        hint = f"With `fsdp_config`: {', '.join(SHARDED_OPTIMIZERS)}."
+        hint = f"With sharding: {', '.join(SHARDED_OPTIMIZERS)}."
         problems.append(Problem("optimizer", message, hint))
     if config.compute.fp16:
         hint = "Use `bf16: auto`."
-        problems.append(Problem("fp16", "its gradient scaler is not available with FSDP2", hint))
+        problems.append(Problem("fp16", "its gradient scaler is not available with sharding", hint))
     if problems:
         raise ConfigError(problems)
 

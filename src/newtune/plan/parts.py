@@ -39,6 +39,11 @@ class ModelFacts:
     """Its forward is told where in its example each token stands."""
     attentions: frozenset[str] = frozenset({"sdpa", "flash_attention", "flex_attention", "own"})
     """What its code can compute attention with beside eager; `own`: any registered function."""
+    tensor_plan: Mapping[str, str] = field(default_factory=dict)
+    """Pattern of module names → how tensor parallelism splits it, by transformers."""
+    heads: int | None = None
+    key_heads: int | None = None
+    """Attention heads, and those of keys and values; None where the config does not name them."""
 
 
 ENDLESS = 1 << 62
@@ -204,6 +209,8 @@ class MeshPlan:
     """Copies of the model: each has data of its own, gradients are averaged."""
     shards: int = 1
     """Processes that share the parameters of a copy (FSDP2); each has data of its own, too."""
+    tensor: int = 1
+    """Neighbouring processes that share every layer and compute the same rows together."""
 
 
 @dataclass(frozen=True)
@@ -225,12 +232,15 @@ class ZeroPlan:
 class ParallelPlan:
     """How the processes of a run train one model."""
 
-    engine: Literal["none", "ddp", "fsdp2", "zero"] = "none"
+    engine: Literal["none", "ddp", "fsdp2", "tensor", "zero"] = "none"
     """ddp: every process holds the whole model, gradients are averaged. fsdp2: every process holds
-    a part of each parameter; with several copies of the model it is HSDP. zero: DeepSpeed's ZeRO,
+    a part of each parameter; with several copies of the model it is HSDP. tensor: every process
+    computes a part of each layer; `fsdp2` may do so, too (`mesh.tensor`). zero: DeepSpeed's ZeRO,
     also on one process, which may offload."""
     mesh: MeshPlan = field(default_factory=MeshPlan)
     fsdp: FsdpPlan | None = None
+    tensor_styles: Mapping[str, str] = field(default_factory=dict)
+    """Pattern of module names → how it is split (`training/tensor.py`)."""
     zero: ZeroPlan | None = None
     backend: str | None = None
     """How processes talk; None = nccl on GPUs, gloo on CPUs."""
@@ -244,7 +254,9 @@ class ParallelPlan:
     @property
     def places_by_parts(self) -> bool:
         """Tell whether the model is read on the CPU and goes to the device in parts."""
-        return self.engine == "fsdp2" or (self.zero is not None and self.zero.stage == 3)
+        if self.zero is not None:
+            return self.zero.stage == 3
+        return self.engine in ("fsdp2", "tensor")
 
 
 @dataclass(frozen=True)

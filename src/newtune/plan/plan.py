@@ -19,6 +19,7 @@ from newtune.plan.attention import Setting, choose_attention
 from newtune.plan.family import family_of
 from newtune.plan.isolation import refuse_leaking
 from newtune.plan.ledger import Ledger
+from newtune.plan.parallel import plan_parallel
 from newtune.plan.parts import (
     AdapterPlan,
     DataFacts,
@@ -96,7 +97,14 @@ def make_plan(
         data,
         attention=side.model.attention,
         trackers=plan_trackers(config.tracking, ledger),
-        quantization=side.model.quantization,
+        parallel=plan_parallel(
+            config,
+            world,
+            ledger,
+            facts=side.facts,
+            adapter=side.adapter,
+            quantization=side.model.quantization,
+        ),
         ledger=ledger,
     )
     zero = read_zero(config)

@@ -9,13 +9,12 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.attention import flattens
 from newtune.plan.ledger import Ledger
-from newtune.plan.parallel import plan_parallel
 from newtune.plan.parts import (
     DataFacts,
     EvaluationPlan,
     LoraPlusPlan,
     OptimizerPlan,
-    QuantizationPlan,
+    ParallelPlan,
     SavePlan,
     SchedulePlan,
     StepPlan,
@@ -34,7 +33,7 @@ def plan_training(
     *,
     attention: str,
     trackers: TrackerPlan,
-    quantization: QuantizationPlan | None,
+    parallel: ParallelPlan,
     ledger: Ledger,
 ) -> TrainingPlan:
     """Return everything the training loop needs.
@@ -43,7 +42,7 @@ def plan_training(
         ConfigError: batch sizes that do not divide; a run of no steps.
     """
     keys = config.training
-    steps = _plan_steps(config, world, data, ledger)
+    steps = _plan_steps(config, world.size // parallel.mesh.tensor, data, ledger)
     evaluation = _plan_evaluation(config, data, steps, ledger)
     logging_steps = keys.logging_steps
     if logging_steps is None:
@@ -75,7 +74,7 @@ def plan_training(
         ),
         flatten=ledger.decide("training.flatten", flatten, why),
         relora=plan_relora(config, world, steps.total_steps, ledger),
-        parallel=plan_parallel(config, world, ledger, quantization=quantization),
+        parallel=parallel,
     )
 
 
@@ -86,14 +85,15 @@ def _pin_memory(config: RunConfig, world: World, ledger: Ledger) -> bool:
     return world.device != "cpu" and asked is not False
 
 
-def _plan_steps(config: RunConfig, world: World, data: DataFacts, ledger: Ledger) -> StepPlan:
+def _plan_steps(config: RunConfig, parts: int, data: DataFacts, ledger: Ledger) -> StepPlan:
+    """Return batches and steps; a step's rows are dealt out into `parts`."""
     keys = config.training
     try:
         batch = resolve_batch_size(
             keys.micro_batch_size,
             keys.gradient_accumulation_steps,
             keys.batch_size,
-            world_size=world.size,
+            world_size=parts,
         )
     except ValueError as error:
         raise ConfigError([Problem("batch_size", str(error))]) from error
@@ -101,7 +101,7 @@ def _plan_steps(config: RunConfig, world: World, data: DataFacts, ledger: Ledger
     ledger.decide("training.steps.accumulation", batch.accumulation, batch.reason)
     steps_in_epoch = steps_of_epochs(
         data.packs_in_epoch,
-        rows_per_step=batch.rows_per_device * batch.accumulation * world.size,
+        rows_per_step=batch.rows_per_device * batch.accumulation * parts,
         epochs=keys.num_epochs,
         max_steps=keys.max_steps,
     )
@@ -116,7 +116,7 @@ def _plan_steps(config: RunConfig, world: World, data: DataFacts, ledger: Ledger
     return StepPlan(
         rows_per_device=batch.rows_per_device,
         accumulation=batch.accumulation,
-        world_size=world.size,
+        world_size=parts,
         epochs=keys.num_epochs,
         steps_in_epoch=steps_in_epoch,
         seed=keys.seed,

@@ -23,6 +23,7 @@ ENGINES: Mapping[str, Start] = {
     "ddp": lambda model, plan, group: Replica(model),
     "fsdp2": FullySharded.start,
     "zero": _start_zero,
+    "tensor": FullySharded.start,
 }
 
 

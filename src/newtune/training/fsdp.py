@@ -9,6 +9,7 @@ model was sharded, which is filled with gathered parameters. So every check of a
 result is the same as without sharding. (Zhao et al. 2023, arXiv:2304.11277; torch's `fully_shard`.)
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -26,6 +27,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from transformers import Trainer
@@ -37,6 +39,7 @@ from newtune.model.quantization import layers_of_four_bits
 from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
 from newtune.training.checkpoint import Model
 from newtune.training.optimizer_state import load_named_state, named_state
+from newtune.training.tensor import split_layers
 from newtune.training.twin import Twin, room_for
 
 
@@ -51,13 +54,25 @@ class FullySharded:
 
     @classmethod
     def start(cls, model: Model, plan: ParallelPlan, group: Group) -> "FullySharded":
-        """Shard a model in place over the processes of the group."""
-        assert plan.fsdp is not None
-        return shard(model, plan.fsdp, plan.mesh, group)
+        """Split the layers of a model, shard it, or both, in place."""
+        twin = Twin(model)
+        axes = axes_of(plan.mesh, torch.device(group.device).type)
+        if plan.mesh.tensor > 1:
+            split_layers(model, plan.tensor_styles, axes["tensor"])
+            model.to(torch.device(group.device))  # type: ignore[arg-type]  # mypy loses the overload
+        if plan.fsdp is not None:
+            names = [name for name in axes.mesh_dim_names or () if name != "tensor"]
+            shard(model, plan.fsdp, axes[tuple(names)])
+        for layer in layers_of_four_bits(model):  # torch moves only parameters
+            layer.quant_state.to(group.device)
+        return cls(model, twin)
 
     def prepare(self, optimizer: Optimizer, trainer: Trainer) -> Optimizer:
         """Keep accelerate from placing the model and exchanging its gradients once more."""
         trainer.is_distributed_loading_by_transformers = True
+        # a fused step takes parameters that all lie alike
+        groups = [by_layout(group) for group in optimizer.param_groups]
+        optimizer.param_groups[:] = [group for parts in groups for group in parts]
         return optimizer
 
     def backward(self, loss: Tensor, accelerator: Accelerator) -> None:
@@ -65,9 +80,15 @@ class FullySharded:
         accelerator.backward(loss)
 
     def clip(self, model: nn.Module, max_norm: float, accelerator: Accelerator) -> Tensor:
-        """Clip the gradient, of which each process holds a part."""
-        norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        """Clip the gradient, of which each process holds a part, and parts that lie apart."""
+        found = [p for p in model.parameters() if p.grad is not None]
+        parts = [part["params"] for part in by_layout({"params": found})]
+        norms = [whole_norm([p.grad for p in part]) for part in parts]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if max_norm != math.inf:
+            for part in parts:
+                clip_grads_with_norm_(part, max_norm, norm)
+        return norm
 
     def end_evaluation(self) -> None:
         """Drop what forwards without a backward left gathered."""
@@ -115,20 +136,17 @@ class FullySharded:
                 yield name, of(parameter.detach())
 
 
-def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> FullySharded:
-    """Shard a model in place over the processes of the group, layer by layer.
-
-    Where there are several copies of it, each is shared by neighbours (HSDP).
+def shard(model: Model, plan: FsdpPlan, axes: DeviceMesh) -> None:
+    """Shard a model in place, layer by layer; on two axes each copy is shared by neighbours (HSDP).
 
     Raises:
         ConfigError: a class of layers that the model does not have.
     """
-    twin = Twin(model)
     base = base_model(model)
     offload = CPUOffloadPolicy(pin_memory=plan.pin_memory) if plan.offload else OffloadPolicy()
     dtypes = {key: getattr(torch, name) for key, name in plan.dtypes.items()}
     options: dict[str, Any] = {
-        "mesh": _axes(mesh, torch.device(group.device).type),
+        "mesh": axes,
         "reshard_after_forward": plan.reshard_after_forward,
         "mp_policy": MixedPrecisionPolicy(**dtypes),
         "offload_policy": offload,
@@ -137,16 +155,28 @@ def shard(model: Model, plan: FsdpPlan, mesh: MeshPlan, group: Group) -> FullySh
         fully_shard(piece, **options)
     # what is left (embeddings, last norm, head) is gathered for the whole of a step
     fully_shard(base, **{**options, "reshard_after_forward": False})
-    for layer in layers_of_four_bits(model):  # what is beside the parameters is not moved by torch
-        layer.quant_state.to(group.device)
-    return FullySharded(model, twin)
 
 
-def _axes(mesh: MeshPlan, device: str) -> DeviceMesh:
-    if mesh.replicas == 1:
-        return init_device_mesh(device, (mesh.shards,), mesh_dim_names=("shard",))
-    names = ("replicate", "shard")
-    return init_device_mesh(device, (mesh.replicas, mesh.shards), mesh_dim_names=names)
+def axes_of(mesh: MeshPlan, device: str) -> DeviceMesh:
+    """Return the processes laid out along the axes that have more than one, the outermost first."""
+    sizes = {"replicate": mesh.replicas, "shard": mesh.shards, "tensor": mesh.tensor}
+    used = {name: size for name, size in sizes.items() if size > 1}
+    return init_device_mesh(device, tuple(used.values()), mesh_dim_names=tuple(used))
+
+
+def by_layout(group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a group of parameters as groups of those that lie on the same axes."""
+    found: dict[Any, list[Tensor]] = {}
+    for parameter in group["params"]:
+        axes = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        found.setdefault(axes, []).append(parameter)
+    return [{**group, "params": parameters} for parameters in found.values()]
+
+
+def whole_norm(gradients: list[Tensor]) -> Tensor:
+    """Return the norm of gradients that lie alike, whole; every process must ask."""
+    norm = get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def pieces(base: nn.Module, plan: FsdpPlan) -> list[nn.Module]:

@@ -171,7 +171,7 @@ class NewtuneTrainer(Trainer):
         self.group.on_main(lambda: checkpoints.remove_partials(self.run_dir.root))
         evaluates_first = 0 in self.evaluator.steps
         self.args.eval_on_start = start is None and evaluates_first
-        set_seed(self.plan.training.steps.seed + self.group.rank)  # dropout is each rank's own
+        set_seed(self.plan.training.steps.seed + self.group.data_rank)  # dropout
         try:
             with self.stop.listening():
                 output: TrainOutput = super().train(resume_from_checkpoint=start)
@@ -242,14 +242,14 @@ class NewtuneTrainer(Trainer):
         """Return the micro-batch's share of the step's loss, in nats per trained token.
 
         Over several processes gradients are averaged where a sum is meant, so that it is multiplied
-        by their number.
+        by the number of those that have rows of their own.
         """
         loss_sum, count = self.evaluator.loss_sum(model, inputs)
         self.watch.at("backward")
         self._micro_losses.append(loss_sum.detach())
         self._micro_counts.append(count.detach())
         assert num_items_in_batch is not None
-        return loss_sum * self.group.size / num_items_in_batch
+        return loss_sum * self.group.data_size / num_items_in_batch
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         return self.engine.clip(model, self.args.max_grad_norm, self.accelerator)
@@ -272,7 +272,8 @@ class NewtuneTrainer(Trainer):
             )
         everyones = self.group.numbers(losses)
         self._require_finite(everyones, norm)
-        self.meter.add_step(sum(map(sum, everyones)), self._step_counts)
+        once = everyones[:: self.group.sharers]
+        self.meter.add_step(sum(map(sum, once)), self._step_counts)
         return float(norm)
 
     def _require_finite(self, everyones: Sequence[Sequence[float]], norm: float) -> None:
