@@ -31,8 +31,13 @@ def run(config_path: Path, overrides: list[str], *, resume: bool = False) -> int
     return 0
 
 
+def without_rank(words: list[str]) -> list[str]:
+    """Leave out the rank that DeepSpeed's launcher writes before the rest, and sets besides."""
+    return [word for word in words if not word.startswith("--local_rank=")]
+
+
 if __name__ == "__main__":
     from newtune.cli.main import main
 
-    sys.argv.insert(1, "train")
+    sys.argv[1:] = ["train", *without_rank(sys.argv[1:])]
     main()
