@@ -125,8 +125,13 @@ def _default(config: "RunConfig") -> int:
     return processes_of(config, torch.cuda.device_count())[0]
 
 
+def without_rank(words: list[str]) -> list[str]:
+    """Leave out the rank that DeepSpeed's launcher writes before the rest, and sets besides."""
+    return [word for word in words if not word.startswith("--local_rank=")]
+
+
 if __name__ == "__main__":
     from newtune.cli.main import main
 
-    sys.argv.insert(1, "train")
+    sys.argv[1:] = ["train", *without_rank(sys.argv[1:])]
     main()

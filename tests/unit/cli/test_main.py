@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from newtune import __version__
 from newtune.cli import main as program
 from newtune.cli.show_results import show_answer, show_text_lines
+from newtune.cli.train import without_rank
 from newtune.errors import DataError
 
 RUNNER = CliRunner()
@@ -172,3 +173,8 @@ def test_the_module_form_of_train() -> None:
     words = [sys.executable, "-m", "newtune.cli.train", "--help"]
     output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert "resume" in output
+
+
+def test_the_rank_of_deepspeeds_launcher_is_no_configuration() -> None:
+    words = ["--local_rank=1", "run.yaml", "-deepspeed", "zero3.json"]
+    assert without_rank(words) == ["run.yaml", "-deepspeed", "zero3.json"]
