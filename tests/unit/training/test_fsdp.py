@@ -13,8 +13,8 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
 from newtune.distributed.group import Group
 from newtune.errors import ConfigError
-from newtune.plan.parts import FsdpPlan, MeshPlan
-from newtune.training.fsdp import pieces, shard
+from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
+from newtune.training.fsdp import FullySharded, pieces
 from tiny import tiny_llama
 
 
@@ -56,11 +56,12 @@ def second_of_four() -> Iterator[Group]:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("mesh", [MeshPlan(1, 4), MeshPlan(2, 2)])
+@pytest.mark.parametrize("mesh", [MeshPlan(1, 4), MeshPlan(2, 2), MeshPlan(4, 1)])
 def test_a_process_holds_its_part_of_every_parameter(mesh: MeshPlan, second_of_four: Group) -> None:
     model = tiny_llama()
     whole = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    sharding = shard(model, FsdpPlan(), mesh, second_of_four)
+    plan = ParallelPlan("fsdp2", mesh, FsdpPlan())
+    sharding = FullySharded.start(model, plan, second_of_four)
     for name, parameter in model.named_parameters():
         part: Any = parameter
         assert tuple(part.shape) == whole[name]
@@ -83,7 +84,8 @@ def test_packed_weights_are_held_in_parts(
     four_bit_model: PreTrainedModel, second_of_four: Group
 ) -> None:
     model = four_bit_model
-    sharding = shard(model, FsdpPlan(), MeshPlan(1, 4), second_of_four)
+    plan = ParallelPlan("fsdp2", MeshPlan(1, 4), FsdpPlan())
+    sharding = FullySharded.start(model, plan, second_of_four)
     packed: list[Any] = [m.weight for m in model.modules() if isinstance(m, Linear4bit)]
     assert len(packed) == 14
     for weight in packed:
