@@ -25,13 +25,16 @@ QUESTION := Please water the plants every Tuesday at half past six in the evenin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check lint types layers unit merge-memory parity format develop schema docs data clean python
+.PHONY: help quickstart test check lint types layers unit merge-memory parity format develop schema docs data clean \
+  python install-gptq test-quantised
 
 help:
 	@echo "make quickstart  install, fetch SmolLM2-135M, fine-tune, merge, verify, ask one question"
 	@echo "make test        install what the tests need, then run make check"
 	@echo "make check       ruff, mypy, import-linter, pytest: what CI runs"
 	@echo "make develop     the environment for working on newtune, in $(VENV)"
+	@echo "make install-gptq  what GPTQ and AWQ bases need, beside an installed newtune, in $(VENV)"
+	@echo "make test-quantised  make install-gptq, and the tests of GPTQ, AWQ and torchao bases"
 	@echo "make format      let ruff rewrite what it can"
 	@echo "make parity      compare runs on two processes with one, and write docs/parity.md"
 	@echo "make merge-memory  merge a checkpoint of 1.5 GB and measure the memory it takes"
@@ -85,6 +88,16 @@ $(VENV)/.developing: pyproject.toml $(VENV)/.torch
 
 develop: $(VENV)/.developing
 
+# gptqmodel's requirements ask for another torch than the pinned one, so nobody's requirements are
+# followed (--no-deps), and its build looks at the torch that is there (--no-build-isolation).
+install-gptq: $(VENV)/.gptq
+
+$(VENV)/.gptq: requirements/gptq.txt | $(VENV)/.created
+	@$(BIN)/python -c 'import newtune' || { echo "first install newtune into $(VENV)" >&2; exit 1; }
+	$(PIP) install setuptools wheel
+	$(PIP) install --no-deps --no-build-isolation -r requirements/gptq.txt
+	@touch $@
+
 # Checks -----------------------------------------------------------------------------------------
 
 test: develop
@@ -104,6 +117,10 @@ layers:
 
 unit:
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $(JOBS)
+
+# Apart from the rest: with these packages installed, every process that imports PEFT imports them.
+test-quantised: develop install-gptq
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) tests/invariants/test_packed_bases.py
 
 parity: develop
 	NEWTUNE_PARITY=$(CURDIR)/docs/parity.md OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/distributed

@@ -212,7 +212,7 @@ def merge(
         load_to_merge=partial(load, dequantized=True) if quantization else None,
         load_base=partial(load_untrained, plan.model, tokenizer),
         adapter_dtype=plan.model.precision.trained_weights,
-        base_bits=quantization.bits if quantization else None,
+        quantization=quantization,
         dtype=dtype
         or plan.output.merged_dtype
         or plan.model_facts.checkpoint_dtype

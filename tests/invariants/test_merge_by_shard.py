@@ -17,9 +17,11 @@ from newtune.outputs.merge import merge_adapter
 from newtune.outputs.merge_shards import merge_shards
 from newtune.outputs.shards import NeedsWholeModel, weight_files
 from newtune.plan.parts import ModelPlan, PrecisionPlan, QuantizationPlan
+from newtune.plan.quantization import PACKINGS
 from newtune.run_dir import RunDir
 from newtune.types import Example
 from tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
+from tiny_quantized import WIDE, save_quantized_checkpoint, stood_for
 
 ADAPTERS = {
     "lora": {"target_modules": "all-linear"},
@@ -236,10 +238,48 @@ def test_a_base_on_a_hub_is_merged_from_its_cache(tmp_path, hub):
 def test_files_quantised_otherwise_are_not_taken_by_shard(tmp_path):
     base = save_tiny_checkpoint(tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "hqq"}
     (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(NeedsWholeModel, match="quantised by gptq"):
+    with pytest.raises(NeedsWholeModel, match="quantised by hqq"):
         open_base(plan(base), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("packed", ["gptq", "gptq-8", "gptq-v2"])
+def test_a_packed_base_is_unpacked_layer_by_layer(tmp_path, packed, dtype):
+    """No quantising library has a part in it; the run's bfloat16 does not round what is packed."""
+    base = save_quantized_checkpoint(tmp_path / "base", packed)
+    whole = tiny_model(**WIDE).to(getattr(torch, dtype)).float()
+    for name, weight in stood_for(base).items():
+        whole.get_submodule(name).weight.data = weight
+    train(whole, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    whole = whole.base_model.unload() if isinstance(whole, PeftModel) else whole
+    expected = reference(whole, tmp_path / "adapter", torch.float16)
+    changes = {
+        "quantization": stored_plan(base),
+        "precision": PrecisionPlan(dtype, "float32", None, None),
+    }
+    found = by_shard(base, tmp_path / "adapter", tmp_path / "out", "float16", **changes)
+    assert_equal(found, expected)
+
+
+def stored_plan(base: Path) -> QuantizationPlan:
+    stored = json.loads((base / "config.json").read_text())["quantization_config"]
+    packing = PACKINGS[stored["quant_method"]]
+    options = packing.options(stored)
+    return QuantizationPlan(packing.bits(stored), options, stored=True, method=packing.method)
+
+
+def test_transposed_layers_are_not_unpacked_by_shard(tmp_path):
+    """Of a square one the files do not tell which way round it is."""
+    base = save_quantized_checkpoint(tmp_path / "base", "gptq")
+    config = tiny_model("gpt2").config
+    config.quantization_config = json.loads((base / "config.json").read_text())[
+        "quantization_config"
+    ]
+    config.save_pretrained(base)
+    with pytest.raises(NeedsWholeModel, match="stored transposed"):
+        open_base(plan(base, quantization=stored_plan(base)), tiny_tokenizer())
 
 
 @pytest.mark.parametrize(

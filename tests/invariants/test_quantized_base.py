@@ -195,14 +195,14 @@ def test_a_checkpoint_that_is_quantised_already(tmp_path, base):
 
 
 def test_other_quantised_checkpoints_are_refused_by_name(tmp_path, base):
-    folder = tmp_path / "gptq"
+    folder = tmp_path / "hqq"
     folder.mkdir()
     for file in base.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     values = json.loads((folder / "config.json").read_text())
-    values["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    values["quantization_config"] = {"quant_method": "hqq"}
     (folder / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="quantised by `gptq`"):
+    with pytest.raises(ConfigError, match="quantised by `hqq`"):
         prepare(config(tmp_path, folder))
 
 

@@ -55,7 +55,6 @@ _METRICS = Later("this way of reporting is not available yet")
 _DATA = Later("this reading of data is not available yet")
 
 LATER: Mapping[str, Later] = {
-    "gptq": _QUANTISED,
     "quantize_moe_experts": _QUANTISED,
     "model_quantization_config": _QUANTISED,
     "qlora_sharded_model_loading": _QUANTISED,

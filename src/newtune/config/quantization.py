@@ -36,7 +36,8 @@ class QuantizationSection(Section):
     `bnb_4bit_compute_dtype` (the run's arithmetic where it is not given), `bnb_4bit_quant_storage`,
     `llm_int8_threshold`, `llm_int8_skip_modules`."""
     gptq: bool = False
-    """The base is a GPTQ checkpoint."""
+    """The base is a GPTQ checkpoint; an error where it is none. It is seen without the key, too.
+    Needs `adapter: lora` and `make install-gptq`."""
     quantize_moe_experts: bool = False
     """Quantise the experts of a mixture too."""
     model_quantization_config: str | None = None

@@ -21,7 +21,7 @@ from newtune.model.attention import register_attention
 from newtune.model.facts import model_builder, read_config, read_model_facts
 from newtune.model.head import base_model, head_name, install_head
 from newtune.model.loftq import repair_quantization
-from newtune.model.quantization import keep_layout, plain, quantized_loading
+from newtune.model.quantization import knowing, plain, quantized_loading, settle
 from newtune.model.self_check import require_isolation, require_own_loss
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
 from newtune.plan.adapters import is_unfrozen
@@ -126,8 +126,10 @@ def load_base(
         with TemporaryDirectory(prefix="newtune-") as folder:
             _load(plan, source).save_pretrained(folder)
             model = _load(plan, Source(folder), quantized=True)
-    keep_layout(model)
-    return plain(model, getattr(torch, plan.precision.frozen_weights)) if dequantized else model
+    settle(model, plan.quantization)
+    if not dequantized:
+        return model
+    return plain(model, plan.quantization, getattr(torch, plan.precision.frozen_weights))
 
 
 def _load(
@@ -158,7 +160,10 @@ def _load(
     if quantized and plan.quantization is not None:
         arguments |= quantized_loading(plan.quantization, device=plan.device)
     try:
-        model, report = builder.from_pretrained(source.name, output_loading_info=True, **arguments)
+        with knowing():
+            model, report = builder.from_pretrained(
+                source.name, output_loading_info=True, **arguments
+            )
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{plan.source}: its `.bin` weights hold more than tensors and could run code; they "

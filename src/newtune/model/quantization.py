@@ -1,7 +1,11 @@
-"""A base in 4 or 8 bit, by bitsandbytes: what `from_pretrained` is given, and what follows it."""
+"""A base stored in few bits: what `from_pretrained` is given, and what follows it."""
 
 import importlib.util
 import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,63 +14,83 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from newtune.errors import SetupError
-from newtune.plan.parts import QuantizationPlan
+from newtune.model import gptq
+from newtune.plan.parts import Method, QuantizationPlan
 
 
-def require_bitsandbytes() -> None:
-    """Refuse to go on without the package.
+@dataclass(frozen=True)
+class Library:
+    """What can hold a quantised base."""
+
+    packages: tuple[str, ...]
+    base: str
+    """What needs them, in words."""
+    install: str
+    configure: Callable[[QuantizationPlan], Any]
+    """Plan → transformers' quantisation config; None = what the checkpoint says."""
+    settle: Callable[[PreTrainedModel], None]
+    """Make a loaded model compute in one way, in training and out of it."""
+    dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel]
+    """Make its quantised layers ordinary ones; the model is used up."""
+
+
+def require_library(method: Method) -> None:
+    """Refuse to go on without the packages of a quantisation.
 
     Raises:
-        SetupError: with the line that installs it.
+        SetupError: with the line that installs them.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise SetupError(
-            "a base in 4 or 8 bit needs the package `bitsandbytes`. "
-            "Install it: pip install 'newtune[qlora]'"
-        )
+    library = LIBRARIES[method]
+    missing = [name for name in library.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(f"`{name}`" for name in missing)
+        noun = "package" if len(missing) == 1 else "packages"
+        raise SetupError(f"{library.base} needs the {noun} {names}. Install: {library.install}")
 
 
 def quantized_loading(plan: QuantizationPlan, *, device: str) -> dict[str, Any]:
     """Return the arguments of `from_pretrained`.
 
     Raises:
-        SetupError: bitsandbytes is not installed.
+        SetupError: the library is not installed.
     """
-    require_bitsandbytes()
-    # It says at every 8-bit product that it takes float16, and of a kernel that it has no other.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    require_library(plan.method)
     arguments: dict[str, Any] = {"device_map": {"": device}}
-    if not plan.stored:
-        arguments["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=plan.bits == 4, load_in_8bit=plan.bits == 8, **plan.options
-        )
-    return arguments
+    config = LIBRARIES[plan.method].configure(plan)
+    return arguments if config is None else arguments | {"quantization_config": config}
 
 
-def keep_layout(model: PreTrainedModel) -> None:
-    """Let no evaluation on a CPU with AVX512 store the 4-bit weights anew in a layout of its own.
+@contextmanager
+def knowing() -> Iterator[None]:
+    """Keep to itself what transformers says of a configuration that is given on purpose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You passed `quantization_config`", UserWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        yield
 
-    That layout is for generation alone; training that goes on afterwards would read it wrong.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+def settle(model: PreTrainedModel, plan: QuantizationPlan) -> None:
+    """Let an evaluation compute as training does, and leave the weights as they are stored."""
+    LIBRARIES[plan.method].settle(model)
 
 
-def plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def plain(model: PreTrainedModel, plan: QuantizationPlan, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with its quantised layers as ordinary ones in `dtype`; `model` is used up.
 
-    It is built anew from the weights, because a model that was read from 4-bit files remembers how
-    and would be written in the same way.
+    Weights unpacked to float16, which bfloat16 would round, make that float32. The model is built
+    anew from the weights, because one that was read from quantised files remembers how and would
+    be written in the same way.
     """
-    dequantized: PreTrainedModel = model.dequantize(dtype)  # type: ignore[no-untyped-call]
-    built: PreTrainedModel = type(dequantized).from_pretrained(
-        None,
-        config=dequantized.config,
-        state_dict=_own_layout(dequantized),
-        dtype=dtype,
-        attn_implementation=dequantized.config._attn_implementation,
-    )
+    dtype = torch.promote_types(dtype, torch.float16) if plan.is_float16 else dtype
+    dequantized = LIBRARIES[plan.method].dequantize(model, dtype)
+    with knowing():
+        built: PreTrainedModel = type(dequantized).from_pretrained(
+            None,
+            config=dequantized.config,
+            state_dict=_own_layout(dequantized),
+            dtype=dtype,
+            attn_implementation=dequantized.config._attn_implementation,
+        )
     return built.requires_grad_(requires_grad=False)
 
 
@@ -91,6 +115,51 @@ def layers_with_own_arithmetic(model: nn.Module) -> list[nn.Module]:
     ]
 
 
+def _configure_bitsandbytes(plan: QuantizationPlan) -> BitsAndBytesConfig | None:
+    # It says at every 8-bit product that it takes float16, and of a kernel that it has no other.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if plan.stored:
+        return None
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=plan.bits == 4, load_in_8bit=plan.bits == 8, **plan.options
+    )
+
+
+def _keep_layout(model: PreTrainedModel) -> None:
+    """Let no evaluation on a CPU with AVX512 store the 4-bit weights anew in a layout of its own.
+
+    That layout is for generation alone; training that goes on afterwards would read it wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _dequantize_bitsandbytes(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    dequantized: PreTrainedModel = model.dequantize(dtype)  # type: ignore[no-untyped-call]
+    return dequantized
+
+
 def layers_of_four_bits(model: nn.Module) -> list[Any]:
     """Return the 4-bit layers; `quant_state` holds what their packed weights stand for."""
     return [module for module in model.modules() if "quant_state" in vars(module)]
+
+
+LIBRARIES: Mapping[Method, Library] = {
+    "bitsandbytes": Library(
+        ("bitsandbytes",),
+        "a base in 4 or 8 bit",
+        "pip install 'newtune[qlora]'",
+        _configure_bitsandbytes,
+        _keep_layout,
+        _dequantize_bitsandbytes,
+    ),
+    "gptq": Library(
+        ("gptqmodel", "optimum"),
+        "a GPTQ base",
+        "make install-gptq (not pip: gptqmodel's own requirements would replace torch)",
+        gptq.configure,
+        gptq.settle,
+        gptq.dequantize,
+    ),
+}

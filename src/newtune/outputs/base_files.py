@@ -17,6 +17,12 @@ from newtune.model.facts import model_builder, read_config
 from newtune.model.head import head_name, install_head
 from newtune.model.load import grow_embeddings
 from newtune.model.sources import find_source
+from newtune.outputs.packed_files import (
+    LAYOUTS,
+    UnpackedCheckpoint,
+    open_checkpoint,
+    require_upright,
+)
 from newtune.outputs.quantized_files import quantized_reader
 from newtune.outputs.shards import Checkpoint, NeedsWholeModel, weight_files
 from newtune.plan.parts import ModelPlan
@@ -46,8 +52,10 @@ def open_base(plan: ModelPlan, tokenizer: PreTrainedTokenizerBase) -> BaseFiles:
     Raises:
         NeedsWholeModel: its files hold the weights in another form than the model does.
     """
-    checkpoint = Checkpoint(_files(plan))
+    checkpoint = open_checkpoint(Checkpoint(_files(plan)), plan.quantization)
     model = empty_model(plan)
+    if isinstance(checkpoint, UnpackedCheckpoint):
+        require_upright(model)
     stored = _stored_names(model, checkpoint)
     grown = _grow(model, len(tokenizer), plan.embedding_multiple)
     read = frozen_reader(model, checkpoint, plan)
@@ -82,8 +90,8 @@ def empty_model(plan: ModelPlan) -> PreTrainedModel:
     """Return the base's architecture on the meta device.
 
     Raises:
-        NeedsWholeModel: its code comes with the checkpoint; weights quantised otherwise than by
-            bitsandbytes.
+        NeedsWholeModel: its code comes with the checkpoint; weights quantised in a way that is
+            not read here.
     """
     if plan.trust_remote_code:
         raise NeedsWholeModel("its code comes with the checkpoint")
@@ -96,7 +104,7 @@ def empty_model(plan: ModelPlan) -> PreTrainedModel:
     stored = getattr(config, "quantization_config", None)
     if stored is not None:
         method = stored["quant_method"]
-        if plan.quantization is None or method != "bitsandbytes":
+        if plan.quantization is None or method not in ("bitsandbytes", *LAYOUTS):
             raise NeedsWholeModel(f"its files hold weights quantised by {method}")
         del config.quantization_config
     builder = model_builder(plan.model_class)
@@ -113,8 +121,9 @@ def frozen_reader(model: PreTrainedModel, checkpoint: Checkpoint, plan: ModelPla
     """Return how to read a stored tensor as the training saw it: rounded, or quantised and back."""
     dtype = getattr(torch, plan.precision.frozen_weights)
     read: Read = checkpoint.read
-    if plan.quantization is not None:
+    if plan.quantization is not None and plan.quantization.method == "bitsandbytes":
         read = quantized_reader(empty_model(plan), checkpoint, plan.quantization, plan.device)
+    exact = checkpoint.layers if isinstance(checkpoint, UnpackedCheckpoint) else {}
     kept = _kept_in_float32(model)
 
     def read_frozen(name: str) -> Tensor:
@@ -122,6 +131,8 @@ def frozen_reader(model: PreTrainedModel, checkpoint: Checkpoint, plan: ModelPla
         if not tensor.is_floating_point():
             return tensor
         wanted = torch.float32 if kept is not None and kept.search(name) else dtype
+        if name in exact:  # of float16, which bfloat16 would round
+            wanted = torch.promote_types(tensor.dtype, wanted)
         return tensor.to("cpu", wanted)
 
     return read_frozen

@@ -14,6 +14,9 @@ TRAINED_PARTS = ("lora_", "modules_to_save", "trainable_tokens_")
 WRAPPERS = frozenset({"base_layer", "original_module", "token_adapter"})
 """How PEFT names the adapter's own parameters, and what it puts into the names of the base's."""
 
+PACKED_WEIGHTS = (".qweight", ".qzeros")
+"""Buffers that are weights: what GPTQ and AWQ pack."""
+
 
 @dataclass(frozen=True)
 class BaseIdentity:
@@ -44,7 +47,9 @@ def changes_base(model: PeftModel) -> bool:
 
 def _base_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     skipped = _mutated_layers(model)
-    for name, tensor in model.get_base_model().named_parameters(remove_duplicate=False):
+    base = model.get_base_model()
+    packed = (b for b in base.named_buffers() if b[0].endswith(PACKED_WEIGHTS))
+    for name, tensor in (*base.named_parameters(remove_duplicate=False), *packed):
         parts = name.split(".")
         if any(part.startswith(TRAINED_PARTS) for part in parts):
             continue

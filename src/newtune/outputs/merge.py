@@ -45,7 +45,7 @@ from newtune.outputs.verify import (
     read_reference,
     with_base,
 )
-from newtune.plan.parts import Dtype
+from newtune.plan.parts import Dtype, QuantizationPlan
 from newtune.run_dir import ADAPTER_WEIGHTS, FULL_WEIGHTS, RunDir, write_json
 
 
@@ -70,7 +70,7 @@ def merge_adapter(
     load_to_merge: Callable[[], PeftModel] | None = None,
     load_base: Callable[[], PreTrainedModel] | None = None,
     adapter_dtype: Dtype = "float32",
-    base_bits: int | None = None,
+    quantization: QuantizationPlan | None = None,
     source: str = "held-out rows",
     overwrite: bool = False,
     keep: bool = False,
@@ -80,7 +80,7 @@ def merge_adapter(
     `load_trained` gives base + adapter as `load.load_trained` does; it is called once, after
     the cheap refusals, and once more where the base cannot be merged shard by shard from the
     files that `open_base` opens. `load_to_merge` then gives the same over ordinary layers, for
-    a base stored in `base_bits`, whose own layers cannot take the adapter in. `load_base` gives
+    a base in `quantization`, whose own layers cannot take the adapter in. `load_base` gives
     the base as it was, for adapters that change its weights. `keep` keeps a
     merged model that fails its proof, marked as such, instead of removing it (the call raises
     either way).
@@ -110,7 +110,7 @@ def merge_adapter(
             del model
         write_tokenizer(tokenizer, stage)
         merged = _load_written(stage, dtype, attention=attention, device=device)
-        report = compare_merged(reference, merged, dtype=dtype, base_bits=base_bits)
+        report = compare_merged(reference, merged, dtype=dtype, quantization=quantization)
         write_json(stage / VERIFICATION, report.as_dict())
         write_manifest(stage, "merged", written)
         if report.passed or keep:

@@ -10,7 +10,7 @@ from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from newtune.model.quantization import require_bitsandbytes
+from newtune.model.quantization import require_library
 from newtune.outputs.shards import Checkpoint, NeedsWholeModel
 from newtune.plan.parts import QuantizationPlan
 
@@ -23,7 +23,7 @@ def quantized_reader(
     `model` stands on the meta device and is used up: the library's own choice of the layers
     that it quantises is read off it.
     """
-    require_bitsandbytes()
+    require_library(plan.method)
     layers = _quantized_layers(model, plan)
     dtype = model.dtype
 

@@ -30,7 +30,7 @@ from newtune.outputs.predictions import (
     choose_examples,
     trained_logits,
 )
-from newtune.plan.parts import Dtype
+from newtune.plan.parts import Dtype, Method, QuantizationPlan
 from newtune.types import Example
 
 VERIFICATION = "verification.json"
@@ -66,17 +66,15 @@ BOUNDS: Mapping[Dtype, Bound] = {
     "bfloat16": Bound(kl_share=1e-2, equal_greedy=0.99),
 }
 
-BASE_BOUNDS: Mapping[int | None, Bound] = {
-    # 8-bit layers round what goes into them as well, token by token; the merged model does not.
-    8: Bound(kl_share=1e-2, equal_greedy=0.99),
-}
-"""Bits of a quantised base → the bound, where it is wider than that of the result's dtype."""
+ROUNDED_INPUTS_BOUND = Bound(kl_share=1e-2, equal_greedy=0.99)
+"""Over a base whose layers round what goes into them, which those of the merged model do not."""
 
 
-def bound_of(dtype: Dtype, base_bits: int | None) -> Bound:
+def bound_of(dtype: Dtype, *, rounds_inputs: bool = False) -> Bound:
     """Return what a merge must keep, by the dtype of the result and by what the base is."""
-    result, base = BOUNDS[dtype], BASE_BOUNDS.get(base_bits, BOUNDS[dtype])
-    return max(result, base, key=lambda bound: bound.kl_share)
+    if not rounds_inputs:
+        return BOUNDS[dtype]
+    return max(BOUNDS[dtype], ROUNDED_INPUTS_BOUND, key=lambda bound: bound.kl_share)
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,9 @@ class MergeReport:
     """Of the merged model's logits."""
     base_bits: int | None = None
     """Bits in which the base was stored in training; None = not quantised."""
+    base_method: Method | None = None
+    """Whose layers stored it so."""
+    base_rounds_inputs: bool = False
     problems: tuple[str, ...] = ()
 
     @property
@@ -118,7 +119,12 @@ class MergeReport:
     def as_dict(self) -> dict[str, Any]:
         """Return what verification.json holds: the numbers, the bound and the verdict."""
         verdict = {"passed": self.passed, "kl_share": self.kl_share}
-        return {**verdict, **asdict(self), "bound": asdict(bound_of(self.dtype, self.base_bits))}
+        return {**verdict, **asdict(self), "bound": asdict(self.bound)}
+
+    @property
+    def bound(self) -> Bound:
+        """Return what this merge must keep."""
+        return bound_of(self.dtype, rounds_inputs=self.base_rounds_inputs)
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ def compare_merged(
     merged: PreTrainedModel,
     *,
     dtype: Dtype,
-    base_bits: int | None = None,
+    quantization: QuantizationPlan | None = None,
 ) -> MergeReport:
     """Return the merged model's distance from base + adapter, with every bound it breaks."""
     sums = _Sums()
@@ -225,14 +231,24 @@ def compare_merged(
         equal_greedy=sums.equal / sums.positions,
         equal_greedy_base=sums.equal_base / sums.positions,
         largest_difference_to_base=sums.largest_to_base,
-        base_bits=base_bits,
+        **_of_base(quantization),
     )
     return MergeReport(**{**asdict(report), "problems": tuple(broken_bounds(report))})
 
 
+def _of_base(quantization: QuantizationPlan | None) -> dict[str, Any]:
+    if quantization is None:
+        return {}
+    return {
+        "base_bits": quantization.bits,
+        "base_method": quantization.method,
+        "base_rounds_inputs": quantization.rounds_inputs,
+    }
+
+
 def broken_bounds(report: MergeReport) -> Iterator[str]:
     """Yield what is wrong with a merge, in words; nothing when it is right."""
-    bound = bound_of(report.dtype, report.base_bits)
+    bound = report.bound
     if not np.isfinite([report.largest_logit_difference, report.kl_merged, report.kl_base]).all():
         yield "the logits are not finite"
         return

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Method = Literal["bitsandbytes", "gptq"]
+"""Whose layers hold a quantised base while an adapter trains on it."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,25 @@ class PrecisionPlan:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """How the frozen base is stored in few bits, by bitsandbytes."""
+    """How the frozen base is stored in few bits."""
 
-    bits: Literal[4, 8]
+    bits: int
     options: Mapping[str, Any]
-    """Arguments of transformers' BitsAndBytesConfig besides the number of bits."""
+    """bitsandbytes: arguments of transformers' BitsAndBytesConfig besides the number of bits.
+    Others: what the checkpoint says of how it is packed."""
     stored: bool = False
     """The checkpoint is stored so already."""
+    method: Method = "bitsandbytes"
+
+    @property
+    def is_float16(self) -> bool:
+        """Tell whether its layers unpack to float16, whatever the run computes in."""
+        return self.method == "gptq"
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Tell whether its layers round what goes into them as well, token by token."""
+        return self.method == "bitsandbytes" and self.bits == 8
 
 
 @dataclass(frozen=True)

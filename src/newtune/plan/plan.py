@@ -30,7 +30,7 @@ from newtune.plan.parts import (
     StepPlan,
 )
 from newtune.plan.precision import resolve_precision
-from newtune.plan.quantization import plan_quantization
+from newtune.plan.quantization import plan_quantization, require_trainable
 from newtune.plan.sequences import shares_sequences
 from newtune.plan.trackers import plan_trackers
 from newtune.plan.training import plan_training
@@ -72,6 +72,7 @@ def plan_model_side(
     family = _family(config, facts, ledger)
     model = _plan_model(config, world, facts, ledger)
     adapter = _plan_adapter(config, facts, ledger, stored_adapter)
+    require_trainable(model.quantization, adapter)
     return ModelSide(model, adapter, facts, ledger, family)
 
 
@@ -228,6 +229,7 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         adapter=config.adapter.adapter,
         four_bit=config.quantization.load_in_4bit,
         eight_bit=config.quantization.load_in_8bit,
+        gptq=config.quantization.gptq,
         options={**BNB_DEFAULTS, **(config.quantization.bnb_config_kwargs or {})},
     )
     ledger.decide("model.quantization", quantization, why)

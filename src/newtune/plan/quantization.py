@@ -1,13 +1,40 @@
 """In how many bits the frozen base is stored, from the keys and from what the checkpoint is."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from newtune.errors import ConfigError, Problem
 from newtune.plan.adapters import read_directly
-from newtune.plan.parts import ModelFacts, PrecisionPlan, QuantizationPlan
+from newtune.plan.parts import AdapterPlan, Method, ModelFacts, PrecisionPlan, QuantizationPlan
 
-BITSANDBYTES = "bitsandbytes"
+Stored = Mapping[str, Any]
+"""A checkpoint's own `quantization_config`."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a checkpoint that is quantised already is taken up."""
+
+    method: Method
+    bits: Callable[[Stored], int]
+    options: Callable[[Stored], Mapping[str, Any]]
+    name: str
+    """As people write it."""
+
+
+def _gptq_options(stored: Stored) -> Mapping[str, Any]:
+    form = stored.get("checkpoint_format") or stored.get("format") or "gptq"
+    return {"group_size": stored.get("group_size", 128), "format": form}
+
+
+PACKINGS: Mapping[str, Packing] = {
+    "bitsandbytes": Packing(
+        "bitsandbytes", lambda c: 4 if c.get("load_in_4bit") else 8, lambda c: {}, "bitsandbytes"
+    ),
+    "gptq": Packing("gptq", lambda c: int(c["bits"]), _gptq_options, "GPTQ"),
+}
+"""`quant_method` of a checkpoint → how it is taken up; every other is refused by its name."""
 
 
 def plan_quantization(
@@ -18,6 +45,7 @@ def plan_quantization(
     four_bit: bool,
     eight_bit: bool,
     options: Mapping[str, Any],
+    gptq: bool = False,
 ) -> tuple[QuantizationPlan | None, str]:
     """Return how the base is stored, and why; None = plainly.
 
@@ -25,8 +53,13 @@ def plan_quantization(
         ConfigError: the checkpoint is quantised in a way that cannot be trained, or in another
             way than the keys ask for, or there is no adapter to train on it.
     """
-    if facts.stored_quantized is not None:
-        return _stored(facts.stored_quantized, adapter, four_bit=four_bit, eight_bit=eight_bit)
+    stored = facts.stored_quantized
+    if gptq and (stored is None or stored.get("quant_method") != "gptq"):
+        how = f"quantised by `{stored['quant_method']}`" if stored else "not quantised"
+        hint = "Leave the key out, or give a GPTQ checkpoint; newtune makes none itself."
+        raise _problem(f"is asked for, but the checkpoint of `base_model` is {how}", hint, "gptq")
+    if stored is not None:
+        return _stored(stored, adapter, asked=_asked_bits(adapter, four_bit, eight_bit))
     arguments: dict[str, Any] = {
         "bnb_4bit_compute_dtype": precision.autocast or precision.frozen_weights,
         **options,
@@ -43,31 +76,74 @@ def plan_quantization(
     return None, "not quantised"
 
 
+def _asked_bits(adapter: str | None, four_bit: bool, eight_bit: bool) -> int | None:  # noqa: FBT001
+    if four_bit or adapter == "qlora":
+        return 4
+    return 8 if eight_bit else None
+
+
 def _stored(
-    config: Mapping[str, Any], adapter: str | None, *, four_bit: bool, eight_bit: bool
+    stored: Stored, adapter: str | None, *, asked: int | None
 ) -> tuple[QuantizationPlan, str]:
     """Take a checkpoint that is quantised already as it is."""
-    method = str(config.get("quant_method"))
-    bits: Literal[4, 8] = 4 if config.get("load_in_4bit") else 8
-    if method != BITSANDBYTES:
+    method = str(stored.get("quant_method"))
+    packing = PACKINGS.get(method)
+    if packing is None:
         raise _problem(
-            f"is quantised by `{method}`, which newtune cannot train yet",
+            f"is quantised by `{method}`, which newtune cannot train on",
             "Give the checkpoint that is not quantised, with `load_in_4bit: true` where memory "
             "is short.",
         )
+    bits = packing.bits(stored)
     if adapter is None:
         raise _problem(
             f"is stored in {bits} bit, so nothing of it can be trained without an adapter",
             "Add `adapter: lora`, or give the checkpoint that is not quantised.",
         )
-    asked = 4 if four_bit or adapter == "qlora" else 8 if eight_bit else bits
-    if asked != bits:
+    if asked is not None and (asked != bits or packing.method != "bitsandbytes"):
         raise _problem(
-            f"is stored in {bits} bit by bitsandbytes, and {asked} bit are asked for",
-            "Leave the key out, or give the checkpoint that is not quantised.",
+            f"is stored in {bits} bit by {packing.name}, and {asked} bit are asked for"
+            + ("" if packing.method == "bitsandbytes" else " of bitsandbytes"),
+            "Leave the key out (`adapter: lora` goes with it), or give the checkpoint that is not "
+            "quantised.",
         )
-    return QuantizationPlan(bits, {}, stored=True), "the checkpoint is stored so by bitsandbytes"
+    reason = f"the checkpoint is stored so by {packing.name}"
+    options = packing.options(stored)
+    return QuantizationPlan(bits, options, stored=True, method=packing.method), reason
 
 
-def _problem(message: str, hint: str) -> ConfigError:
-    return ConfigError([Problem("base_model", message, hint)])
+def require_trainable(quantization: QuantizationPlan | None, adapter: AdapterPlan | None) -> None:
+    """Refuse an adapter that cannot be on the layers of this base.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if quantization is None or adapter is None:
+        return
+    problems = list(_untrainable(quantization, adapter))
+    if problems:
+        raise ConfigError(problems)
+
+
+NO_DORA: frozenset[Method] = frozenset({"gptq"})
+"""Whose layers PEFT has no DoRA for."""
+
+
+def _untrainable(quantization: QuantizationPlan, adapter: AdapterPlan) -> Iterator[Problem]:
+    name = next(p.name for p in PACKINGS.values() if p.method == quantization.method)
+    if adapter.use_dora and quantization.method in NO_DORA:
+        message = f"PEFT has no DoRA for the layers of {name}"
+        hint = "Leave it out, or give the checkpoint that is not quantised, with `adapter: qlora`."
+        yield Problem("peft_use_dora", message, hint)
+    if not quantization.stored:
+        return
+    if isinstance(adapter.init, str) and adapter.init.startswith(("pissa", "olora")):
+        reason = "takes a part out of the base's weights, which a quantised base cannot give"
+        yield Problem("peft_init_lora_weights", f"`{adapter.init}` {reason}", "Leave the key out.")
+    if adapter.repairs_quantization:
+        message = "the base is stored quantised: what that took away is not known"
+        yield Problem("peft.loftq_config", message, "Give the checkpoint that is not quantised.")
+
+
+def _problem(message: str, hint: str, key: str = "base_model") -> ConfigError:
+    return ConfigError([Problem(key, message, hint)])

@@ -47,7 +47,6 @@ def test_all_blocks_together_get_the_refusals_they_deserve() -> None:
     assert refused == [
         ("bf16", "excludes `fp16`"),
         ("gptq", "excludes `load_in_8bit`: a GPTQ checkpoint is quantised already"),
-        ("gptq", "known"),
         ("gpu_memory_limit", "known"),
         ("lora_mlp_kernel", "known"),
         ("lora_o_kernel", "known"),

@@ -88,7 +88,7 @@ def loftq_needs_a_quantised_base(config: RunConfig) -> Iterator[Problem]:
         yield Problem(f"{path}.loftq_bits", "is required", f"Write `loftq_bits: {bits}`.")
     elif not _is_quantised(config):
         hint = "Use `adapter: qlora`: it stores the base in 4 bits, which LoftQ starts from."
-        yield Problem(path, "needs a base in 4 or 8 bits, and this one is stored plainly", hint)
+        yield Problem(path, "needs a base that is quantised to 4 or 8 bits at loading", hint)
     elif loftq.loftq_bits != bits:
         message = f"is {loftq.loftq_bits}, but the base is stored in {bits} bits"
         yield Problem(f"{path}.loftq_bits", message, f"Write `loftq_bits: {bits}`.")

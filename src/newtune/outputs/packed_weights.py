@@ -1,0 +1,32 @@
+"""Packed weights → the weights that they stand for, number by number as gptqmodel's layers do."""
+
+import torch
+from jaxtyping import Float16, Int32
+from torch import Tensor
+
+
+def unpack_gptq(
+    qweight: Int32[Tensor, "words out"],
+    qzeros: Int32[Tensor, "groups out_words"],
+    scales: Float16[Tensor, "groups out"],
+    g_idx: Int32[Tensor, " in"],
+    *,
+    bits: int,
+    zeros_less_one: bool,
+) -> Float16[Tensor, "out in"]:
+    """Return scale × (code - zero) in float16; `g_idx` is the group of each input.
+
+    Codes are packed along the inputs and zeros along the outputs, the first one lowest.
+    `zeros_less_one`: GPTQ's first format, which stores each zero less one.
+    """
+    codes = _codes(qweight.T, bits).T
+    zeros = _codes(qzeros, bits) + int(zeros_less_one)
+    groups = g_idx.long()
+    return (scales[groups] * (codes - zeros[groups])).T.contiguous()
+
+
+def _codes(words: Int32[Tensor, "rows words"], bits: int) -> Int32[Tensor, "rows codes"]:
+    """Return the numbers of `bits` bits that each word holds, its lowest first."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
+    codes = (words[:, :, None] >> shifts) & ((1 << bits) - 1)
+    return codes.flatten(1)

@@ -1,0 +1,121 @@
+"""Tiny checkpoints stored quantised, packed by hand: no quantising library is needed to make one.
+
+folder = save_quantized_checkpoint(tmp_path / "base", "gptq")     # a Llama, two layers
+folder = save_quantized_checkpoint(tmp_path / "base", "awq", "qwen2", seed=3)
+weights = stood_for(folder)                       # name → the float32 weight that is stored
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tiny import tiny_model, tiny_tokenizer
+
+GROUP = 32
+WIDE: Mapping[str, Any] = {"hidden_size": 64, "intermediate_size": 128}
+"""Widths of multiples of 64, as all real models have and some kernels need."""
+
+Packed = tuple[dict[str, Tensor], Tensor]
+"""What lies in the file, by the ends of the names, and the weight that it stands for."""
+
+
+def save_quantized_checkpoint(
+    folder: Path | str, method: str, family: str = "llama", *, seed: int = 0, **config: Any
+) -> Path:
+    """Write a tiny model whose linear layers, but for the head, are stored as `method` does it."""
+    folder = Path(folder)
+    model = tiny_model(family, seed=seed, **{**WIDE, **config})
+    head = model.get_output_embeddings()
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    stored = load_file(folder / "model.safetensors")
+    weights = {}
+    for name in linear:
+        packed, weights[name] = PACKERS[method](stored.pop(f"{name}.weight"))
+        stored |= {f"{name}.{end}": tensor for end, tensor in packed.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "stood-for.st")
+    values = json.loads((folder / "config.json").read_text())
+    values["quantization_config"] = dict(CONFIGS[method])
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def stood_for(folder: Path) -> dict[str, Tensor]:
+    """Return layer → the weight that its packed form stands for, (out, in)."""
+    return load_file(folder / "stood-for.st")
+
+
+def _rounded(weight: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Round each group of a row to whole numbers; returns codes, zeros and scales as (in, out).
+
+    `codes - zeros` times `scales` is the weight, a row of zeros and scales for every group.
+    """
+    groups = weight.T.reshape(-1, GROUP, weight.shape[0])  # group, place, out
+    low, high = groups.amin(1).clamp(max=0), groups.amax(1).clamp(min=0)
+    scales = ((high - low) / (levels - 1)).half()
+    zeros = (-low / scales.float()).round().clamp(1, levels - 1)
+    codes = (groups / scales.float()[:, None] + zeros[:, None]).round().clamp(0, levels - 1)
+    return codes.reshape(weight.T.shape).long(), zeros.long(), scales
+
+
+def _value(codes: Tensor, zeros: Tensor, scales: Tensor) -> Tensor:
+    rows = torch.arange(len(codes)) // GROUP
+    return (scales[rows] * (codes - zeros[rows]).half()).float().T.contiguous()
+
+
+def _packed(codes: Tensor, bits: int, order: tuple[int, ...]) -> Tensor:
+    """Put 32 / bits columns into each number of 32 bits, the first of `order` lowest."""
+    count = 32 // bits
+    words = torch.zeros(codes.shape[0], codes.shape[1] // count, dtype=torch.int64)
+    for place, column in enumerate(order):
+        words |= codes[:, column::count] << (bits * place)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+
+
+def _gptq(bits: int, *, first_format: bool = True) -> Callable[[Tensor], Packed]:
+    """Pack along the inputs; the first format stores each zero less one."""
+
+    def pack(weight: Tensor) -> Packed:
+        codes, zeros, scales = _rounded(weight.float(), 1 << bits)
+        order = tuple(range(32 // bits))
+        tensors = {
+            "qweight": _packed(codes.T.contiguous(), bits, order).T.contiguous(),
+            "qzeros": _packed(zeros - int(first_format), bits, order),
+            "scales": scales,
+            "g_idx": torch.arange(len(codes), dtype=torch.int32) // GROUP,
+        }
+        return tensors, _value(codes, zeros, scales)
+
+    return pack
+
+
+def _gptq_config(bits: int, form: str = "gptq") -> dict[str, Any]:
+    common = {"bits": bits, "group_size": GROUP, "desc_act": False, "sym": False}
+    return {"quant_method": "gptq", "checkpoint_format": form, **common, "lm_head": False}
+
+
+PACKERS: Mapping[str, Callable[[Tensor], Packed]] = {
+    "gptq": _gptq(4),
+    "gptq-8": _gptq(8),
+    "gptq-v2": _gptq(4, first_format=False),
+}
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "gptq": _gptq_config(4),
+    "gptq-8": _gptq_config(8),
+    "gptq-v2": _gptq_config(4, "gptq_v2"),
+}
+"""Method → what `config.json` says of it."""
+
+needs_gptqmodel = pytest.mark.skipif(
+    find_spec("gptqmodel") is None, reason="needs gptqmodel: make install-gptq"
+)
+"""A mark for tests that load what GPTQ or AWQ packed; making such files needs no library."""

@@ -1,0 +1,105 @@
+"""A checkpoint that is quantised already is taken up as it is, or refused with the reason."""
+
+from dataclasses import replace
+
+import pytest
+
+from newtune.errors import ConfigError, SetupError
+from newtune.model.facts import read_model_facts
+from newtune.model.quantization import quantized_loading, require_library
+from newtune.plan.parts import AdapterPlan, PrecisionPlan, QuantizationPlan
+from newtune.plan.quantization import PACKINGS, plan_quantization, require_trainable
+from tiny_quantized import CONFIGS, save_quantized_checkpoint
+
+FLOAT32 = PrecisionPlan("float32", "float32", None, None)
+LORA = AdapterPlan("lora", 4, 8, 0.0, ("q_proj",), None, (), False, False, False, True, None)
+NONE = {"adapter": "lora", "four_bit": False, "eight_bit": False, "options": {}}
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    return read_model_facts(str(save_quantized_checkpoint(tmp_path_factory.mktemp("b"), "gptq")))
+
+
+def plan(facts, stored, **keys):
+    return plan_quantization(replace(facts, stored_quantized=stored), FLOAT32, **{**NONE, **keys})[
+        0
+    ]
+
+
+def test_the_facts_are_those_of_the_model_that_is_packed(facts):
+    assert facts.parameters == 2 * 36_992 + 2 * 384 * 64 + 64
+    assert facts.linear_modules["model.layers.0.mlp.down_proj"] == (128, 64)
+    assert facts.stored_quantized == CONFIGS["gptq"]
+
+
+@pytest.mark.parametrize("gptq", [False, True])
+@pytest.mark.parametrize(("name", "bits"), [("gptq", 4), ("gptq-8", 8), ("gptq-v2", 4)])
+def test_gptq_is_seen_with_and_without_its_key(facts, name, bits, gptq):
+    found = plan(facts, CONFIGS[name], gptq=gptq)
+    form = CONFIGS[name]["checkpoint_format"]
+    options = {"group_size": 32, "format": form}
+    assert found == QuantizationPlan(bits, options, stored=True, method="gptq")
+    assert not found.rounds_inputs
+
+
+@pytest.mark.parametrize(
+    ("stored", "keys", "path", "says"),
+    [
+        (None, {"gptq": True}, "gptq", "is not quantised"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            {"gptq": True},
+            "gptq",
+            "quantised by `bitsandbytes`",
+        ),
+        (CONFIGS["gptq"], {"adapter": None}, "base_model", "trained without an adapter"),
+        (
+            CONFIGS["gptq"],
+            {"adapter": "qlora"},
+            "base_model",
+            "4 bit are asked for of bitsandbytes",
+        ),
+        (CONFIGS["gptq"], {"eight_bit": True}, "base_model", "8 bit are asked for"),
+        *(
+            ({"quant_method": method}, {}, "base_model", f"quantised by `{method}`")
+            for method in ("hqq", "eetq", "aqlm", "vptq", "quanto", "spqr", "compressed-tensors")
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(facts, stored, keys, path, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        plan(facts, stored, **keys)
+    assert [problem.path for problem in error.value.problems] == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"use_dora": True}, "peft_use_dora"),
+        ({"init": "pissa_niter_4"}, "peft_init_lora_weights"),
+        ({"init": "olora"}, "peft_init_lora_weights"),
+        ({"repairs_quantization": True}, "peft.loftq_config"),
+    ],
+)
+def test_adapters_that_packed_layers_cannot_carry_are_refused(facts, change, path):
+    base = plan(facts, CONFIGS["gptq"])
+    require_trainable(base, LORA)
+    require_trainable(base, replace(LORA, init="gaussian"))
+    with pytest.raises(ConfigError) as error:
+        require_trainable(base, replace(LORA, **change))
+    assert [problem.path for problem in error.value.problems] == [path]
+
+
+def test_dora_goes_on_bitsandbytes():
+    require_trainable(QuantizationPlan(4, {}), replace(LORA, use_dora=True))
+    require_trainable(None, replace(LORA, use_dora=True, init="pissa"))
+
+
+def test_a_missing_package_is_answered_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SetupError, match=r"`gptqmodel` and `optimum`\. Install: make install-gptq"):
+        quantized_loading(QuantizationPlan(4, {}, stored=True, method="gptq"), device="cpu")
+    for packing in PACKINGS.values():
+        with pytest.raises(SetupError, match="Install: "):
+            require_library(packing.method)
