@@ -189,7 +189,10 @@ def _require_shardable(
 def _of_quantization(fsdp: FsdpPlan, quantization: QuantizationPlan | None) -> Iterator[Problem]:
     if quantization is None:
         return
-    if quantization.bits != 4:
+    if quantization.method != "bitsandbytes":
+        message = f"cannot shard the packed layers of a base by {quantization.method}"
+        yield Problem("fsdp_config", message, "Leave `fsdp_config` out: each process holds it all.")
+    elif quantization.bits != 4:
         message = "cannot shard a base in 8 bit, whose layers change their weights as they compute"
         hint = "Use `load_in_4bit: true`, or leave `fsdp_config` out: DDP runs it."
         yield Problem("fsdp_config", message, hint)
