@@ -151,8 +151,11 @@ def _refused(config: RunConfig, given: Mapping[str, Any], known: Known) -> Itera
         yield Problem("fp16", "is not available with `deepspeed`", "Use `bf16: auto`.")
     if config.adapter.relora:
         yield Problem("relora", "is not available with `deepspeed`", "DDP runs it.")
-    bits = known.quantization.bits if known.quantization else 4
-    if bits != 4 and _at(given, "zero_optimization.stage") == 3:
+    base = known.quantization
+    if base and base.method != "bitsandbytes":
+        message = f"the packed layers of a base by {base.method} are not known to work with it"
+        yield Problem("deepspeed", message, "Leave it out: each process holds all of the base.")
+    elif base and base.bits != 4 and _at(given, "zero_optimization.stage") == 3:
         message = "ZeRO-3 cannot share a base in 8 bit, whose layers change their weights"
         yield Problem("deepspeed", message, "Use `load_in_4bit: true`, or ZeRO-1 or 2.")
     for key, (allowed, why) in ONLY.items():
