@@ -46,10 +46,7 @@ def read_model_facts(
         overrides=config_overrides or {},
     )
     builder = model_builder(model_class)
-    with torch.device("meta"):
-        model: PreTrainedModel = builder._from_config(config) if issubclass(
-            builder, PreTrainedModel
-        ) else builder.from_config(config, trust_remote_code=trust_remote_code)  # fmt: skip
+    model = build_on_meta(builder, config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     return ModelFacts(
@@ -72,6 +69,17 @@ def read_model_facts(
         takes_positions=takes_positions(model),
         attentions=_attentions(model),
     )
+
+
+def build_on_meta(
+    builder: Any, config: PreTrainedConfig, *, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Return the model without weights: names, shapes and layers."""
+    with torch.device("meta"):
+        model: PreTrainedModel = builder._from_config(config) if issubclass(
+            builder, PreTrainedModel
+        ) else builder.from_config(config, trust_remote_code=trust_remote_code)  # fmt: skip
+    return model
 
 
 def read_config(

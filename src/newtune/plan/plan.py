@@ -4,10 +4,12 @@ This is the only place where training, model and output keys are read, so that a
 here reads is found before weights load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from newtune.config.adapter import PeftSection
 from newtune.config.quantization import BNB_DEFAULTS
@@ -29,11 +31,13 @@ from newtune.plan.parts import (
     Plan,
     StepPlan,
 )
+from newtune.plan.placement import Wish, plan_placement
 from newtune.plan.precision import resolve_precision
 from newtune.plan.quantization import plan_quantization
 from newtune.plan.sequences import shares_sequences
 from newtune.plan.trackers import plan_trackers
 from newtune.plan.training import plan_training
+from newtune.plan.weights import memory_of
 from newtune.plan.zero import Known, asks_for_bf16, plan_zero, read_zero, zero_precision
 
 
@@ -55,10 +59,13 @@ def plan_model_side(
     facts: ModelFacts,
     *,
     stored_adapter: AdapterPlan | None = None,
+    skeleton: Callable[[], PreTrainedModel] | None = None,
+    trains: bool = False,
 ) -> ModelSide:
     """Return how model and adapter are loaded.
 
-    `stored_adapter`: what the adapter of `lora_model_dir` is, which then is the run's.
+    `stored_adapter`: what the adapter of `lora_model_dir` is, which then is the run's. `skeleton`
+    builds the model without weights, to be spread over devices; `trains`: it will be trained so.
 
     Raises:
         ConfigError: sequence_len beyond the model's positions; a device that cannot do the
@@ -66,11 +73,13 @@ def plan_model_side(
         SetupError: an attention implementation whose package or device is missing.
     """
     ledger = Ledger()
-    if world.visible_gpus > 1 and world.size == 1:
-        ledger.notice(f"{world.visible_gpus} GPUs are visible; this run uses one, {world.device}")
     _require_positions(config, facts)
     family = _family(config, facts, ledger)
     model = _plan_model(config, world, facts, ledger)
+    if skeleton is not None:
+        model = _placed(model, config, world, facts, ledger, skeleton, trains=trains)
+    if world.visible_gpus > 1 and world.size == 1 and model.placement is None:
+        ledger.notice(f"{world.visible_gpus} GPUs are visible; this run uses one, {world.device}")
     adapter = _plan_adapter(config, facts, ledger, stored_adapter)
     return ModelSide(model, adapter, facts, ledger, family)
 
@@ -266,13 +275,46 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
     )
 
 
+def _placed(
+    model: ModelPlan,
+    config: RunConfig,
+    world: World,
+    facts: ModelFacts,
+    ledger: Ledger,
+    skeleton: Callable[[], PreTrainedModel],
+    *,
+    trains: bool,
+) -> ModelPlan:
+    keys = config.placement
+    wish = Wish(keys.device_map, keys.max_memory, keys.gpu_memory_limit)
+    trains_base = trains and not config.adapter.adapter
+    bytes_of = memory_of(
+        facts,
+        model.precision,
+        model.quantization,
+        unfrozen=model.unfrozen_parameters if trains_base else None,
+        optimizer=config.training.optimizer,
+    )
+    placement, why = plan_placement(wish, world, skeleton, bytes_of, trains=trains)
+    if wish.key and placement is None:
+        ledger.notice(f"{why}; nothing is spread")
+    if placement and model.quantization and {"cpu", "disk"} & set(placement.devices.values()):
+        hint = "Leave the base as it is stored, or raise the limits."
+        message = "leaves parts of a quantised base outside the GPUs, where they stay unquantised"
+        raise ConfigError([Problem(str(wish.key), message, hint)])
+    ledger.decide("model.placement", placement, why)
+    return replace(model, placement=placement)
+
+
 def _plan_adapter(
     config: RunConfig, facts: ModelFacts, ledger: Ledger, stored: AdapterPlan | None
 ) -> AdapterPlan | None:
     keys = config.adapter
     if not keys.adapter:
         return ledger.decide("adapter", None, "no adapter given: full fine-tuning")
+    on_cpu = bool(config.placement.lora_on_cpu)
     if stored is not None:
+        stored = replace(stored, read_on_cpu=on_cpu)
         return ledger.decide("adapter", stored, f"the one of lora_model_dir {keys.lora_model_dir}")
     targets = resolve_targets(
         facts,
@@ -305,6 +347,7 @@ def _plan_adapter(
             trainable_token_indices=keys.peft_trainable_token_indices,
             ensure_weight_tying=keys.peft_ensure_weight_tying,
         ),
+        read_on_cpu=on_cpu,
         repairs_quantization=_asks_for_loftq(keys.peft),
     )
 
