@@ -23,7 +23,7 @@ from newtune.errors import ConfigError, DataError, ExportError, Problem
 from newtune.logs import logger, notice
 from newtune.model.adapters import read_adapter
 from newtune.model.eva import start_from_data
-from newtune.model.facts import build_on_meta, model_builder, read_config, read_model_facts
+from newtune.model.facts import read_model_facts, read_skeleton
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import fetch_weights, load_model
@@ -325,36 +325,25 @@ def model_side(config: RunConfig, world: World, *, trains: bool = False) -> Mode
         world,
         model_facts(config),
         stored_adapter=stored,
-        skeleton=partial(skeleton, config),
+        skeleton=partial(read_skeleton, config.model.base_model, **_model_keys(config)),
         trains=trains,
     )
 
 
-def skeleton(config: RunConfig) -> PreTrainedModel:
-    """Return the model without weights."""
-    model = config.model
-    given = model.base_model_config or model.base_model
-    read = read_config(
-        given,
-        revision=model.revision_of_model if given == model.base_model else None,
-        trust_remote_code=bool(model.trust_remote_code),
-        overrides=model.overrides_of_model_config or {},
-    )
-    builder = model_builder(model.model_type or "AutoModelForCausalLM")
-    return build_on_meta(builder, read, trust_remote_code=bool(model.trust_remote_code))
-
-
 def model_facts(config: RunConfig) -> ModelFacts:
     """Read what the checkpoint's config alone tells."""
+    return read_model_facts(config.model.base_model, **_model_keys(config))
+
+
+def _model_keys(config: RunConfig) -> dict[str, Any]:
     model = config.model
-    return read_model_facts(
-        model.base_model,
-        config_source=model.base_model_config,
-        revision=model.revision_of_model,
-        trust_remote_code=model.trust_remote_code,
-        model_class=model.model_type or "AutoModelForCausalLM",
-        config_overrides=model.overrides_of_model_config or {},
-    )
+    return {
+        "config_source": model.base_model_config,
+        "revision": model.revision_of_model,
+        "trust_remote_code": bool(model.trust_remote_code),
+        "model_class": model.model_type or "AutoModelForCausalLM",
+        "config_overrides": model.overrides_of_model_config or {},
+    }
 
 
 def refuse_unread_keys(config: RunConfig) -> None:

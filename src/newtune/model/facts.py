@@ -71,6 +71,26 @@ def read_model_facts(
     )
 
 
+def read_skeleton(
+    source: str,
+    *,
+    config_source: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    model_class: str = "AutoModelForCausalLM",
+    config_overrides: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Return the model without weights; arguments and errors as of `read_model_facts`."""
+    config = read_config(
+        config_source or source,
+        revision=revision if config_source in (None, source) else None,
+        trust_remote_code=trust_remote_code,
+        overrides=config_overrides or {},
+    )
+    builder = model_builder(model_class)
+    return build_on_meta(builder, config, trust_remote_code=trust_remote_code)
+
+
 def build_on_meta(
     builder: Any, config: PreTrainedConfig, *, trust_remote_code: bool
 ) -> PreTrainedModel:

@@ -31,13 +31,12 @@ from newtune.plan.parts import (
     Plan,
     StepPlan,
 )
-from newtune.plan.placement import Wish, plan_placement
+from newtune.plan.placed import place
 from newtune.plan.precision import resolve_precision
 from newtune.plan.quantization import plan_quantization
 from newtune.plan.sequences import shares_sequences
 from newtune.plan.trackers import plan_trackers
 from newtune.plan.training import plan_training
-from newtune.plan.weights import memory_of
 from newtune.plan.zero import Known, asks_for_bf16, plan_zero, read_zero, zero_precision
 
 
@@ -77,7 +76,7 @@ def plan_model_side(
     family = _family(config, facts, ledger)
     model = _plan_model(config, world, facts, ledger)
     if skeleton is not None:
-        model = _placed(model, config, world, facts, ledger, skeleton, trains=trains)
+        model = place(model, config, world, facts, ledger, skeleton, trains=trains)
     if world.visible_gpus > 1 and world.size == 1 and model.placement is None:
         ledger.notice(f"{world.visible_gpus} GPUs are visible; this run uses one, {world.device}")
     adapter = _plan_adapter(config, facts, ledger, stored_adapter)
@@ -273,37 +272,6 @@ def _plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledg
         quantization=quantization,
         packed=packed,
     )
-
-
-def _placed(
-    model: ModelPlan,
-    config: RunConfig,
-    world: World,
-    facts: ModelFacts,
-    ledger: Ledger,
-    skeleton: Callable[[], PreTrainedModel],
-    *,
-    trains: bool,
-) -> ModelPlan:
-    keys = config.placement
-    wish = Wish(keys.device_map, keys.max_memory, keys.gpu_memory_limit)
-    trains_base = trains and not config.adapter.adapter
-    bytes_of = memory_of(
-        facts,
-        model.precision,
-        model.quantization,
-        unfrozen=model.unfrozen_parameters if trains_base else None,
-        optimizer=config.training.optimizer,
-    )
-    placement, why = plan_placement(wish, world, skeleton, bytes_of, trains=trains)
-    if wish.key and placement is None:
-        ledger.notice(f"{why}; nothing is spread")
-    if placement and model.quantization and {"cpu", "disk"} & set(placement.devices.values()):
-        hint = "Leave the base as it is stored, or raise the limits."
-        message = "leaves parts of a quantised base outside the GPUs, where they stay unquantised"
-        raise ConfigError([Problem(str(wish.key), message, hint)])
-    ledger.decide("model.placement", placement, why)
-    return replace(model, placement=placement)
 
 
 def _plan_adapter(
