@@ -26,7 +26,7 @@ from newtune.errors import ConfigError, DataError, ExportError, Problem
 from newtune.logs import logger, notice
 from newtune.model.adapters import read_adapter
 from newtune.model.eva import start_from_data
-from newtune.model.facts import read_model_facts
+from newtune.model.facts import read_model_facts, read_skeleton
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import fetch_weights, load_model
@@ -137,7 +137,7 @@ def train_together(
     require_agreement(meeting, "checkpoint", {"to resume from": str(checkpoint)}, SAME_FOLDER)
     if checkpoint is not None:
         run_dir.require_same_config(config.dump())
-    prepared = prepare(config, world)
+    prepared = prepare(config, world, trains=True)
     plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
     refuse_unread_keys(config)
     watch.at("load")
@@ -251,6 +251,7 @@ def merge(
         load_base=partial(load_untrained, plan.model, tokenizer),
         adapter_dtype=plan.model.precision.trained_weights,
         quantization=quantization,
+        placement=plan.model.placement,
         dtype=dtype
         or plan.output.merged_dtype
         or plan.model_facts.checkpoint_dtype
@@ -331,14 +332,14 @@ def _answers(
     return evaluate_generation(tasks, answer, decode)
 
 
-def prepare(config: RunConfig, world: World | None = None) -> Prepared:
+def prepare(config: RunConfig, world: World | None = None, *, trains: bool = False) -> Prepared:
     """Tokenise the data and make the plan; no weights are loaded, errors come early.
 
-    By default for one process. Several prepare the data once: one of them, while the others wait
-    for its lock.
+    By default for one process, and to evaluate, not to train. Several prepare the data once: one
+    of them, while the others wait for its lock.
     """
     world = world or World.alone()
-    side = model_side(config, world)
+    side = model_side(config, world, trains=trains)
     check_optimizer(config.training.optimizer)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     if side.family == "mistral":
@@ -353,24 +354,34 @@ def prepare(config: RunConfig, world: World | None = None) -> Prepared:
     return Prepared(plan, data, tokenizer, new_ids, world)
 
 
-def model_side(config: RunConfig, world: World) -> ModelSide:
+def model_side(config: RunConfig, world: World, *, trains: bool = False) -> ModelSide:
     """Plan model and adapter from what their configurations alone tell."""
     keys = config.adapter
     stored = read_adapter(keys.lora_model_dir) if keys.adapter and keys.lora_model_dir else None
-    return plan_model_side(config, world, model_facts(config), stored_adapter=stored)
+    return plan_model_side(
+        config,
+        world,
+        model_facts(config),
+        stored_adapter=stored,
+        skeleton=partial(read_skeleton, config.model.base_model, **_model_keys(config)),
+        trains=trains,
+    )
 
 
 def model_facts(config: RunConfig) -> ModelFacts:
     """Read what the checkpoint's config alone tells."""
+    return read_model_facts(config.model.base_model, **_model_keys(config))
+
+
+def _model_keys(config: RunConfig) -> dict[str, Any]:
     model = config.model
-    return read_model_facts(
-        model.base_model,
-        config_source=model.base_model_config,
-        revision=model.revision_of_model,
-        trust_remote_code=model.trust_remote_code,
-        model_class=model.model_type or "AutoModelForCausalLM",
-        config_overrides=model.overrides_of_model_config or {},
-    )
+    return {
+        "config_source": model.base_model_config,
+        "revision": model.revision_of_model,
+        "trust_remote_code": bool(model.trust_remote_code),
+        "model_class": model.model_type or "AutoModelForCausalLM",
+        "config_overrides": model.overrides_of_model_config or {},
+    }
 
 
 def refuse_unread_keys(config: RunConfig) -> None:

@@ -114,6 +114,7 @@ CASES = [
     ("sample_packing_sequentially", "true", ("--sample_packing", "true")),
     ("adapter", "", ()),
     ("lora_r", "3", ()),
+    ("lora_on_cpu", "true", ()),
     ("lora_alpha", "5", ()),
     ("lora_dropout", "0.5", ()),
     ("lora_target_modules", "[lm_head]", ()),

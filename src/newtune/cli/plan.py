@@ -12,7 +12,7 @@ def run(config_path: Path, overrides: list[str], *, as_json: bool = False) -> in
     from newtune.plan.plan import plan_as_dict
     from newtune.run import prepare, refuse_unread_keys
 
-    prepared = prepare(config)
+    prepared = prepare(config, trains=True)
     refuse_unread_keys(config)
     if as_json:
         show_json(plan_as_dict(prepared.plan))

@@ -39,6 +39,8 @@ def plan_lines(plan: "Plan") -> Iterable[tuple[str, Any]]:
     facts, data, steps = plan.model_facts, plan.data_facts, plan.training.steps
     yield "model", f"{plan.model.source} ({facts.architecture}, {facts.parameters:,} parameters)"
     yield "model.device", plan.model.device
+    if plan.model.placement is not None:
+        yield "model.placement", plan.model.placement.devices
     yield "model.precision", _precision(plan)
     yield "model.attention", plan.model.attention
     yield "model.gradient_checkpointing", plan.model.gradient_checkpointing

@@ -180,11 +180,6 @@ IDLE: tuple[Idle, ...] = (
         "sequences are not shared between processes",
     ),
     Idle(
-        ("device_map",),
-        lambda config: config.placement.device_map != "auto",
-        "one device holds the whole model",
-    ),
-    Idle(
         ("hub_strategy", "hub_revision", "hub_always_push"),
         lambda config: config.output.hub_model_id,
         "`hub_model_id` is not given",

@@ -21,7 +21,6 @@ class Later:
 
 
 _QUANTISED = Later("this kind of quantised base model is not available yet")
-_PLACEMENT = Later("placing a model on several devices is not available yet")
 _OFFLOAD = Later("offloading weights or activations is not available yet")
 _KERNELS = Later("LoRA kernels are not available yet")
 _COMPILE = Later("compiling the model is not available yet")
@@ -61,11 +60,7 @@ LATER: Mapping[str, Later] = {
     "quantization": _QAT,
     "llmcompressor": _QAT,
     "fp8*": _FP8,
-    "device_map": Later(_PLACEMENT.missing, ("auto",)),
-    "max_memory": _PLACEMENT,
-    "gpu_memory_limit": _PLACEMENT,
-    "lora_on_cpu": _PLACEMENT,
-    "device": _PLACEMENT,
+    "device": Later("one device is chosen by CUDA_VISIBLE_DEVICES, several by `device_map`"),
     "layer_offloading": _OFFLOAD,
     "activation_offloading": _OFFLOAD,
     "lora_mlp_kernel": _KERNELS,

@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    EvaConfig,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    load_peft_weights,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +25,7 @@ from newtune.logs import notice
 from newtune.lookup import did_you_mean
 from newtune.model.fingerprint import fingerprint
 from newtune.model.head import LoraOutputHead, OutputHead, head_name, install_adapted_heads
+from newtune.model.placement import input_device
 from newtune.model.sources import cannot_load
 from newtune.plan.parts import AdapterPlan
 
@@ -41,7 +48,7 @@ def attach_adapter(
         ModelError: the adapter matches no module, or the one to go on from cannot be read.
     """
     if plan.continue_from is not None:
-        return _continue(model, plan.continue_from)
+        return _continue(model, plan.continue_from, on_cpu=plan.read_on_cpu)
     if plan.init == "olora" and any(isinstance(module, Conv1D) for module in model.modules()):
         raise ModelError(
             f"peft_init_lora_weights: PEFT's `olora` takes the weights of {type(model).__name__}, "
@@ -149,17 +156,41 @@ def lora_config(
     return config
 
 
-def _continue(model: PreTrainedModel, folder: str) -> PeftModel:
+def _continue(model: PreTrainedModel, folder: str, *, on_cpu: bool) -> PeftModel:
     """Load an adapter so that it trains on."""
     config = _read_adapter_config(folder)
     before = _before_it_changes(model, config)
     try:
         config._register_custom_module({OutputHead: LoraOutputHead})
         with _knowing(), _found_again(config):
-            peft_model = PeftModel.from_pretrained(model, folder, config=config, is_trainable=True)
+            if any(parameter.is_meta for parameter in model.parameters()):
+                peft_model = _beside_fetched(model, folder, config)
+            else:
+                device = "cpu" if on_cpu else None
+                peft_model = PeftModel.from_pretrained(
+                    model, folder, config=config, is_trainable=True, torch_device=device
+                )
     except (HubError, OSError, ValueError, RuntimeError) as error:
         raise cannot_load(folder, "adapter (`lora_model_dir`)", error) from error
     return _finished(peft_model, before)
+
+
+def _beside_fetched(model: PreTrainedModel, folder: str, config: LoraConfig) -> PeftModel:
+    """Load an adapter whose own weights are in memory, over layers that are fetched when needed."""
+    if config.use_dora or config.modules_to_save or config.trainable_token_indices:
+        raise ModelError(
+            "`device_map` leaves layers on the disk or outside the GPUs, where DoRA, "
+            "`lora_modules_to_save` and trained embedding rows cannot reach them. Merge first."
+        )
+    with warnings.catch_warnings():  # of what is done about it below
+        warnings.simplefilter("ignore", UserWarning)
+        peft_model = PeftModel(model, config)
+    weights = load_peft_weights(folder, device=str(input_device(model)))
+    # PEFT's own way of loading leaves an adapter where its layer is: on the meta device
+    own = {name.replace(".default.", "."): name for name in peft_model.state_dict()}
+    named = {own[name]: weight for name, weight in weights.items()}
+    peft_model.load_state_dict(named, strict=False, assign=True)
+    return peft_model
 
 
 def _before_it_changes(model: PreTrainedModel, config: LoraConfig) -> bytes | None:

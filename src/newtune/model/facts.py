@@ -46,10 +46,7 @@ def read_model_facts(
         overrides=config_overrides or {},
     )
     builder = model_builder(model_class)
-    with torch.device("meta"):
-        model: PreTrainedModel = builder._from_config(config) if issubclass(
-            builder, PreTrainedModel
-        ) else builder.from_config(config, trust_remote_code=trust_remote_code)  # fmt: skip
+    model = build_on_meta(builder, config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     return ModelFacts(
@@ -74,6 +71,37 @@ def read_model_facts(
         tensor_plan=dict(model.tp_plan),
         **_heads(text),
     )
+
+
+def read_skeleton(
+    source: str,
+    *,
+    config_source: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    model_class: str = "AutoModelForCausalLM",
+    config_overrides: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Return the model without weights; arguments and errors as of `read_model_facts`."""
+    config = read_config(
+        config_source or source,
+        revision=revision if config_source in (None, source) else None,
+        trust_remote_code=trust_remote_code,
+        overrides=config_overrides or {},
+    )
+    builder = model_builder(model_class)
+    return build_on_meta(builder, config, trust_remote_code=trust_remote_code)
+
+
+def build_on_meta(
+    builder: Any, config: PreTrainedConfig, *, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Return the model without weights: names, shapes and layers."""
+    with torch.device("meta"):
+        model: PreTrainedModel = builder._from_config(config) if issubclass(
+            builder, PreTrainedModel
+        ) else builder.from_config(config, trust_remote_code=trust_remote_code)  # fmt: skip
+    return model
 
 
 def read_config(

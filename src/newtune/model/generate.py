@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextIteratorStreamer
 
 from newtune.model.head import base_model
+from newtune.model.placement import input_device
 
 
 def generate_greedy(
@@ -93,7 +94,7 @@ def _answering(model: nn.Module) -> Iterator[Callable[..., Tensor]]:
     """Yield the model's `generate`, without gradients and dropout, in the weights' 16 bit."""
     base = base_model(model)
     was_training = model.training
-    device = next(base.parameters()).device
+    device = input_device(base)
     model.eval()
 
     def generate(ids: Tensor, *, attention_mask: Tensor, **options: Any) -> Tensor:
@@ -115,8 +116,7 @@ def _autocast(model: nn.Module) -> AbstractContextManager[Any]:
     halves = dtypes - {torch.float32, torch.float64}
     if len(dtypes) == 1 or not halves:
         return nullcontext()
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, dtype=halves.pop())
+    return torch.autocast(input_device(model).type, dtype=halves.pop())
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

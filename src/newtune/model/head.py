@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from newtune.errors import ModelError
 from newtune.kernels.linear_cross_entropy import linear_cross_entropy
 from newtune.model.logits import absorbed
+from newtune.model.placement import replace_module
 from newtune.types import IGNORE_INDEX, Batch
 
 FORWARD_KEYS = (
@@ -147,7 +148,7 @@ def install_head(model: PreTrainedModel) -> None:
             f"the output head `{name}` of {type(model).__name__} is a {type(layer).__name__}; "
             "newtune trains models whose output head is a plain linear layer."
         )
-    model.set_submodule(name, OutputHead(layer))
+    replace_module(model, name, OutputHead(layer))
 
 
 def install_adapted_heads(model: PeftModel) -> None:

@@ -21,6 +21,7 @@ from newtune.model.attention import register_attention
 from newtune.model.facts import model_builder, read_config, read_model_facts
 from newtune.model.head import base_model, head_name, install_head
 from newtune.model.loftq import repair_quantization
+from newtune.model.placement import bring_in_place, placed_loading
 from newtune.model.quantization import knowing, plain, quantized_loading, settle
 from newtune.model.self_check import require_isolation, require_own_loss
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
@@ -63,7 +64,7 @@ def load_model(
         if adapter.repairs_quantization:
             _repair_quantization(model, plan)
     store_trained_as(model, getattr(torch, plan.precision.trained_weights))
-    model.to(torch.device(plan.device))  # type: ignore[arg-type]  # mypy loses the overload
+    bring_in_place(model, plan)
     if plan.gradient_checkpointing:
         checkpoint_layers(model, dict(plan.gradient_checkpointing_kwargs))
     model.train()
@@ -111,9 +112,9 @@ def load_base(
 ) -> PreTrainedModel:
     """Return the base model as the checkpoint has it, in the frozen weights' format.
 
-    It is on the CPU; a quantised one on its device. With `trained`, it is in the trained weights'
-    format: full fine-tuning keeps float32 masters. With `dequantized`, a quantised base's layers
-    are ordinary ones, with the weights that the quantised ones stand for.
+    It is on the CPU; a quantised one on its device, a placed one in its places. With `trained`, it
+    is in the trained weights' format: full fine-tuning keeps float32 masters. With `dequantized`, a
+    quantised base's layers are ordinary ones, with the weights that the quantised ones stand for.
     """
     register_attention()
     notice(f"loading {plan.source}")
@@ -159,6 +160,8 @@ def _load(
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     if quantized and plan.quantization is not None:
         arguments |= quantized_loading(plan.quantization, device=plan.device)
+    if plan.placement is not None:
+        arguments |= placed_loading(plan.placement)
     try:
         with knowing():
             model, report = builder.from_pretrained(
@@ -186,6 +189,11 @@ def grow_embeddings(model: PreTrainedModel, tokens: int, *, multiple: int | None
         wanted = -(-wanted // multiple) * multiple
     if wanted == rows:
         return
+    if _embeddings(model).is_meta:
+        raise ModelError(
+            f"the embeddings are to grow from {rows} to {wanted} rows, but `device_map` leaves "
+            "them on the disk or outside the GPUs. Keep them in memory."
+        )
     model.resize_token_embeddings(wanted, mean_resizing=False)
     head = model.get_submodule(head_name(model))
     grown = {id(weight): weight for weight in (_embeddings(model), *head.parameters())}

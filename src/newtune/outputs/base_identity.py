@@ -9,6 +9,8 @@ from torch import Tensor
 
 from newtune.model.adapters import MUTATING_INITS, UNTOUCHED_BASE
 from newtune.model.fingerprint import fingerprint
+from newtune.model.head import base_model
+from newtune.model.placement import stored
 
 TRAINED_PARTS = ("lora_", "modules_to_save", "trainable_tokens_")
 WRAPPERS = frozenset({"base_layer", "original_module", "token_adapter"})
@@ -47,7 +49,7 @@ def changes_base(model: PeftModel) -> bool:
 
 def _base_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     skipped = _mutated_layers(model)
-    base = model.get_base_model()
+    base = base_model(model)
     packed = (b for b in base.named_buffers() if b[0].endswith(PACKED_WEIGHTS))
     for name, tensor in (*base.named_parameters(remove_duplicate=False), *packed):
         parts = name.split(".")
@@ -55,7 +57,7 @@ def _base_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
             continue
         plain = ".".join(part for part in parts if part not in WRAPPERS)
         if not any(plain.startswith(f"{layer}.") for layer in skipped):
-            yield plain, tensor
+            yield plain, stored(base, name, tensor)
 
 
 def _mutated_layers(model: PeftModel) -> tuple[str, ...]:

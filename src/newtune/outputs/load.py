@@ -16,8 +16,9 @@ from newtune.logs import notice
 from newtune.model.adapters import attach_adapter
 from newtune.model.head import install_head
 from newtune.model.load import grow_embeddings, load_base, store_trained_as
+from newtune.model.placement import bring_in_place, placed_loading
 from newtune.outputs.verify import VERIFICATION
-from newtune.plan.parts import AdapterPlan, ModelPlan
+from newtune.plan.parts import AdapterPlan, ModelPlan, PlacementPlan
 from newtune.run_dir import ADAPTER_WEIGHTS, FULL_WEIGHTS, RunDir
 
 Which = Literal["merged", "adapter", "model", "base"]
@@ -91,7 +92,11 @@ def load_result(
     if which == "merged" or which == "model":
         folder = run_dir.merged if which == "merged" else run_dir.root
         return load_folder(
-            folder, device=plan.device, which=which, trust_remote_code=plan.trust_remote_code
+            folder,
+            device=plan.device,
+            placement=plan.placement,
+            which=which,
+            trust_remote_code=plan.trust_remote_code,
         )
     autocast = plan.precision.autocast
     compute = getattr(torch, autocast) if autocast else None
@@ -103,7 +108,12 @@ def load_result(
 
 
 def load_folder(
-    folder: Path, *, device: str, which: Which = "model", trust_remote_code: bool = False
+    folder: Path,
+    *,
+    device: str,
+    placement: PlacementPlan | None = None,
+    which: Which = "model",
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """Load a whole model and its tokenizer from a folder, in the dtype it was saved in.
 
@@ -112,7 +122,9 @@ def load_folder(
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, device_map={"": device}, trust_remote_code=trust_remote_code
+            folder,
+            trust_remote_code=trust_remote_code,
+            **(placed_loading(placement) if placement else {"device_map": {"": device}}),
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -140,7 +152,7 @@ def load_trained(
     store_trained_as(model, getattr(torch, plan.precision.trained_weights))
     for parameter in model.parameters():
         parameter.requires_grad = False
-    model.to(plan.device)
+    bring_in_place(model, plan)
     model.train(mode=False)
     return model
 
@@ -148,7 +160,7 @@ def load_trained(
 def load_untrained(plan: ModelPlan, tokenizer: Tokenizer) -> PreTrainedModel:
     """Return the base as the training saw it before its first step, on its device."""
     model = _base_to_adapt(plan, tokenizer)
-    torch.nn.Module.to(model, plan.device)
+    bring_in_place(model, plan)
     model.train(mode=False)
     return model
 

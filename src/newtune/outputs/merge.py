@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from newtune.errors import ExportError, ModelError
 from newtune.logs import logger, notice
+from newtune.model.placement import placed_loading
 from newtune.outputs.base_files import BaseFiles
 from newtune.outputs.base_identity import changes_base, identify_base
 from newtune.outputs.merge_shards import merge_shards
@@ -45,7 +46,7 @@ from newtune.outputs.verify import (
     read_reference,
     with_base,
 )
-from newtune.plan.parts import Dtype, QuantizationPlan
+from newtune.plan.parts import Dtype, PlacementPlan, QuantizationPlan
 from newtune.run_dir import ADAPTER_WEIGHTS, FULL_WEIGHTS, RunDir, write_json
 
 
@@ -71,6 +72,7 @@ def merge_adapter(
     load_base: Callable[[], PreTrainedModel] | None = None,
     adapter_dtype: Dtype = "float32",
     quantization: QuantizationPlan | None = None,
+    placement: PlacementPlan | None = None,
     source: str = "held-out rows",
     overwrite: bool = False,
     keep: bool = False,
@@ -80,7 +82,8 @@ def merge_adapter(
     `load_trained` gives base + adapter as `load.load_trained` does; it is called once, after
     the cheap refusals, and once more where the base cannot be merged shard by shard from the
     files that `open_base` opens. `load_to_merge` then gives the same over ordinary layers, for
-    a base in `quantization`, whose own layers cannot take the adapter in. `load_base` gives
+    a base in `quantization`, whose own layers cannot take the adapter in; `placement` says
+    where the models lie. `load_base` gives
     the base as it was, for adapters that change its weights. `keep` keeps a
     merged model that fails its proof, marked as such, instead of removing it (the call raises
     either way).
@@ -94,7 +97,10 @@ def merge_adapter(
     require_same_base(trained, run_dir.root, base_source=base_source)
     width = getattr(torch, dtype).itemsize
     require_space(run_dir.root, trained.num_parameters() * width + TOKENIZER_BYTES)
-    attention, device = trained.config._attn_implementation, trained.device
+    attention = trained.config._attn_implementation
+    places = {"device_map": {"": trained.device}}
+    if placement is not None:
+        places = placed_loading(placement)
     with staging_folder(run_dir.root) as kept, staging_folder(run_dir.root) as stage:
         reference = read_reference(trained, examples, source=source, folder=kept)
         changed = changes_base(trained)
@@ -109,7 +115,7 @@ def merge_adapter(
             written = write_model(model, stage, dtype=None)
             del model
         write_tokenizer(tokenizer, stage)
-        merged = _load_written(stage, dtype, attention=attention, device=device)
+        merged = _load_written(stage, dtype, attention=attention, places=places)
         report = compare_merged(reference, merged, dtype=dtype, quantization=quantization)
         write_json(stage / VERIFICATION, report.as_dict())
         write_manifest(stage, "merged", written)
@@ -245,14 +251,14 @@ def _untie_where_adapted(trained: PeftModel) -> None:
 
 
 def _load_written(
-    stage: Path, dtype: Dtype, *, attention: str, device: torch.device
+    stage: Path, dtype: Dtype, *, attention: str, places: dict[str, Any]
 ) -> PreTrainedModel:
     """Load what lies on the disk, with plain transformers."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         stage,
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
-        device_map={"": device},
+        **places,
     )
     return model
 

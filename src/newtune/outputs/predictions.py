@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from newtune.model.placement import input_device
 from newtune.model.quantization import layers_with_own_arithmetic
 from newtune.types import IGNORE_INDEX, Example
 
@@ -76,7 +77,7 @@ def trained_logits(
     """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device = input_device(model)
     with float32_arithmetic(model):
         for group in _batches(examples):
             width = max(len(example.input_ids) for example in group)
@@ -99,7 +100,8 @@ def only_positions(
     """Let the output head see only these positions, so logits are [1, positions, vocab]."""
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][rows, columns][None], *args[1:])
+        here = args[0].device
+        return (args[0][rows.to(here), columns.to(here)][None], *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:

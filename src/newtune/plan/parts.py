@@ -104,6 +104,21 @@ class QuantizationPlan:
 
 
 @dataclass(frozen=True)
+class PlacementPlan:
+    """Which part of the model lies on which device, where one process spreads it."""
+
+    devices: Mapping[str, int | str]
+    """Module → a GPU's number, `cpu` or `disk`."""
+    memory_bytes: Mapping[int | str, int] = field(default_factory=dict)
+    """What each device holds of it, with gradients and optimizer state where it is trained."""
+
+    @property
+    def uses_disk(self) -> bool:
+        """Tell whether a part stays on the disk."""
+        return "disk" in self.devices.values()
+
+
+@dataclass(frozen=True)
 class ModelPlan:
     """How the base model is loaded."""
 
@@ -127,6 +142,8 @@ class ModelPlan:
     unfrozen_parameters: tuple[str, ...] = ()
     """Regexes of the parameters a full fine-tuning trains; empty = all."""
     quantization: QuantizationPlan | None = None
+    placement: PlacementPlan | None = None
+    """Where the layers lie; None = all of them on `device`."""
     packed: bool = False
     """A sequence may hold several examples, which must not see each other."""
 
@@ -152,6 +169,8 @@ class AdapterPlan:
     target_parameters: tuple[str, ...] = ()
     further_arguments: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of PEFT's LoraConfig (`layers_pattern`, ...)."""
+    read_on_cpu: bool = False
+    """Stored weights are read into the CPU's memory first, not into a GPU's."""
     repairs_quantization: bool = False
     """LoftQ: it starts from what quantising the base took away."""
 

@@ -4,10 +4,12 @@ This is the only place where training, model and output keys are read, so that a
 here reads is found before weights load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from newtune.config.adapter import PeftSection
 from newtune.config.quantization import BNB_DEFAULTS
@@ -30,6 +32,7 @@ from newtune.plan.parts import (
     Plan,
     StepPlan,
 )
+from newtune.plan.placed import place
 from newtune.plan.precision import resolve_precision
 from newtune.plan.processes import processes_of
 from newtune.plan.quantization import plan_quantization, require_trainable
@@ -57,10 +60,13 @@ def plan_model_side(
     facts: ModelFacts,
     *,
     stored_adapter: AdapterPlan | None = None,
+    skeleton: Callable[[], PreTrainedModel] | None = None,
+    trains: bool = False,
 ) -> ModelSide:
     """Return how model and adapter are loaded.
 
-    `stored_adapter`: what the adapter of `lora_model_dir` is, which then is the run's.
+    `stored_adapter`: what the adapter of `lora_model_dir` is, which then is the run's. `skeleton`
+    builds the model without weights, to be spread over devices; `trains`: it will be trained so.
 
     Raises:
         ConfigError: sequence_len beyond the model's positions; a device that cannot do the
@@ -68,15 +74,17 @@ def plan_model_side(
         SetupError: an attention implementation whose package or device is missing.
     """
     ledger = Ledger()
-    if world.visible_gpus > 1 and world.size == 1:
+    _require_positions(config, facts)
+    family = _family(config, facts, ledger)
+    model = _plan_model(config, world, facts, ledger)
+    if skeleton is not None:
+        model = place(model, config, world, facts, ledger, skeleton, trains=trains)
+    if world.visible_gpus > 1 and world.size == 1 and model.placement is None:
         count, why = processes_of(config, world.visible_gpus)
         ledger.notice(
             f"{world.visible_gpus} GPUs are visible; this is the plan of one process, "
             f"{world.device}. `newtune train` starts {count} by itself: {why}."
         )
-    _require_positions(config, facts)
-    family = _family(config, facts, ledger)
-    model = _plan_model(config, world, facts, ledger)
     adapter = _plan_adapter(config, facts, ledger, stored_adapter)
     require_trainable(model.quantization, adapter)
     return ModelSide(model, adapter, facts, ledger, family)
@@ -287,7 +295,9 @@ def _plan_adapter(
     keys = config.adapter
     if not keys.adapter:
         return ledger.decide("adapter", None, "no adapter given: full fine-tuning")
+    on_cpu = bool(config.placement.lora_on_cpu)
     if stored is not None:
+        stored = replace(stored, read_on_cpu=on_cpu)
         return ledger.decide("adapter", stored, f"the one of lora_model_dir {keys.lora_model_dir}")
     targets = resolve_targets(
         facts,
@@ -321,6 +331,7 @@ def _plan_adapter(
             trainable_token_indices=keys.peft_trainable_token_indices,
             ensure_weight_tying=keys.peft_ensure_weight_tying,
         ),
+        read_on_cpu=on_cpu,
         repairs_quantization=_asks_for_loftq(keys.peft),
     )
 

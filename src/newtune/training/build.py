@@ -95,7 +95,7 @@ def build_trainer(
 
 def say_which_gpu(plan: Plan) -> None:
     """Tell, where several GPUs are visible, that one is used."""
-    if plan.training.steps.world_size > 1:
+    if plan.training.steps.world_size > 1 or plan.model.placement is not None:
         return
     if plan.model.device != "cpu" and (count := torch.cuda.device_count()) > 1:
         notice(f"{count} GPUs are visible; newtune trains on one of them, {plan.model.device}")

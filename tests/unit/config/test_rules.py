@@ -65,6 +65,7 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     "quantised_base_keeps_its_weights": [
         ({**LORA, "adapter": "qlora", "peft_init_lora_weights": "olora"}, None),
     ],
+    "known_strategy": [({"device_map": "balenced"}, {"device_map": "balanced"})],
     "one_memory_limit": [({"max_memory": {0: "20GiB"}, "gpu_memory_limit": 20}, None)],
     "sizes_are_sizes": [
         ({"gpu_memory_limit": "a lot"}, None),
@@ -73,6 +74,7 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     "placement_is_for_one_process": [
         ({"device_map": "balanced", "deepspeed": "zero3.json"}, None),
         ({"max_memory": {0: 20}, "fsdp_config": {"offload_params": True}}, None),
+        ({**LORA, "lora_on_cpu": True, "fsdp_config": {"offload_params": True}}, None),
     ],
     "one_precision": [
         ({"bf16": True, "fp16": True}, {"bf16": True, "fp16": False}),

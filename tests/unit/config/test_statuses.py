@@ -85,7 +85,6 @@ def test_every_refused_key_is_refused_by_name(name: str) -> None:
     [
         ("dp_shard_size", 1),
         ("tensor_parallel_size", 1),
-        ("device_map", "auto"),
         ("bnb_config_kwargs", dict(BNB_DEFAULTS)),
         ("loraplus_lr_embedding", 1e-6),
         ("use_ray", False),
@@ -157,7 +156,6 @@ def test_known_plugins_are_answered_and_others_refused_by_name() -> None:
         ({"dataset_num_proc": 2, **STREAM}, "dataset_num_proc"),
         ({"total_num_tokens": 5, "sample_packing": True, **STREAM}, "total_num_tokens"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor"),
-        ({"device_map": "auto"}, "device_map"),
         ({"hub_strategy": "end"}, "hub_strategy"),
         ({"hub_always_push": True, "hub_model_id": "a/b"}, "hub_always_push"),
         (

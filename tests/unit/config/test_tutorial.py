@@ -47,10 +47,8 @@ def test_all_blocks_together_get_the_refusals_they_deserve() -> None:
     assert refused == [
         ("bf16", "excludes `fp16`"),
         ("gptq", "excludes `load_in_8bit`: a GPTQ checkpoint is quantised already"),
-        ("gpu_memory_limit", "known"),
         ("lora_mlp_kernel", "known"),
         ("lora_o_kernel", "known"),
-        ("lora_on_cpu", "known"),
         ("lora_qkv_kernel", "known"),
         ("warmup_ratio", "excludes `warmup_steps`"),
     ]
@@ -62,7 +60,6 @@ def test_one_of_each_exclusive_set_without_later_keys_is_valid() -> None:
         del values[key]
     for key in ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"):
         del values[key]
-    del values["gpu_memory_limit"], values["lora_on_cpu"]
     config = config_from(values)
     assert config.data.datasets[0].split == "train"
     assert config.sequence.sequence_len == 2048

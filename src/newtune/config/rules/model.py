@@ -127,6 +127,15 @@ def one_memory_limit(config: RunConfig) -> Iterator[Problem]:
         yield Problem("gpu_memory_limit", "excludes `max_memory`", "Keep one of them.")
 
 
+@about("device_map")
+def known_strategy(config: RunConfig) -> Iterator[Problem]:
+    """`device_map` is a mapping, or `auto`, `balanced`, `balanced_low_0` or `sequential`."""
+    name, known = config.placement.device_map, ("auto", "balanced", "balanced_low_0", "sequential")
+    if isinstance(name, str) and name not in known:
+        hint = did_you_mean(name, known) or f"Known: {', '.join(known)}; or module → device."
+        yield Problem("device_map", f"no strategy `{name}`", sentence(hint))
+
+
 @about("max_memory", "gpu_memory_limit")
 def sizes_are_sizes(config: RunConfig) -> Iterator[Problem]:
     """Memory sizes are numbers, or texts such as `20GiB` and `512MB`."""
@@ -144,6 +153,7 @@ def sizes_are_sizes(config: RunConfig) -> Iterator[Problem]:
     "device_map",
     "max_memory",
     "gpu_memory_limit",
+    "lora_on_cpu",
     "fsdp",
     "fsdp_config",
     "deepspeed",
@@ -154,7 +164,7 @@ def placement_is_for_one_process(config: RunConfig) -> Iterator[Problem]:
     engine = "deepspeed" if parallel.deepspeed else "fsdp_config"
     if not (parallel.deepspeed or parallel.fsdp or parallel.fsdp_config):
         return
-    for key in ("device_map", "max_memory", "gpu_memory_limit"):
+    for key in ("device_map", "max_memory", "gpu_memory_limit", "lora_on_cpu"):
         if getattr(config.placement, key):
             yield Problem(key, f"excludes `{engine}`, which places the weights itself")
 
