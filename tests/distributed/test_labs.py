@@ -8,7 +8,7 @@ import pytest
 
 from launching import Bench, run
 
-pytestmark = pytest.mark.xdist_group("labs")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("labs")]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
