@@ -174,3 +174,24 @@ def test_the_table_of_differences(bench: Bench) -> None:
         for how, what in CASES
     }
     write_parity(found)
+
+
+@pytest.mark.slow  # its Adam is compiled first
+def test_deepspeeds_own_adam_steps_and_goes_on_as_torchs(tmp_path: Path) -> None:
+    bench = Bench.new(tmp_path)
+    saving = {**SAVING, "num_epochs": 1, "weight_decay": 0.1}
+    forced = {**zero(2, offload_optimizer=CPU), "zero_force_ds_cpu_optimizer": True}
+    run(
+        torchrun(
+            1,
+            WORKER,
+            bench.config("one", **saving),
+            bench.config("adam", **saving, deepspeed=forced),
+            going_on(bench, "adam to one", "adam", num_epochs=1, weight_decay=0.1),
+            going_on(bench, "one to adam", "one", num_epochs=1, weight_decay=0.1, deepspeed=forced),
+        )
+    )
+    found = differences(bench, "one", "adam")
+    assert all(value <= TOLERANCE for value in found.values()), found
+    for name in ("adam to one", "one to adam"):
+        assert_goes_on(bench, "one", name, tolerance=TOLERANCE)
