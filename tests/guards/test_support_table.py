@@ -55,7 +55,7 @@ def again(record, folder, family, columns):
 
 
 @pytest.mark.parametrize(("family", "columns"), [
-    ("gpt_neox", ["LoRA", "packing"]),
+    ("llama", ["LoRA", "packing"]),
     ("mamba", ["LoRA", "packing"]),
     ("gpt2", ["QLoRA", "merge"]),
 ])  # fmt: skip

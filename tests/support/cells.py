@@ -69,10 +69,9 @@ def qlora(bench: Bench) -> str:
 
 
 def gptq(bench: Bench) -> str:
-    """Left to tests of its own: half a minute to quantise a model, with packages of its own."""
+    """Quantising takes half a minute for each model, and a package of its own."""
     raise NotRunError(
-        "only Llama was run, by tests of its own (docs/quantised-bases.md): quantising takes "
-        "packages that are not part of the ordinary environment"
+        "quantising a checkpoint takes gptqmodel, which is not part of the ordinary environment"
     )
 
 

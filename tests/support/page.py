@@ -15,7 +15,7 @@ COLUMNS = ("full", "LoRA", "QLoRA", "GPTQ", "packing", "checkpointing", "merge",
 GONE: Mapping[str, str] = {
     "baichuan, chatglm, internlm, internlm2, qwen (the first), xverse, yi": (
         "never were, or no longer are, part of transformers: their code comes with the checkpoint "
-        "(`trust_remote_code`). What newtune measures on every loaded model holds for them as well"
+        "(`trust_remote_code`). They are measured like all others when loaded; none was run here"
     ),
     "btlm (Cerebras), cerebras's other models": (
         "Cerebras-GPT is a `gpt2`; BTLM's code comes with the checkpoint"
@@ -89,13 +89,23 @@ def page(record: Record) -> str:
     notes: dict[str, int] = {}
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
     lines = [f"| family | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for family, cells in record.families.items():
+    run = {name: row for name, row in record.families.items() if row.keys() - {"GPTQ"}}
+    left = ", ".join(f"`{name}`" for name in record.families if name not in run) or "none"
+    for family, cells in run.items():
         shown = [_shown(cells.get(column), family, notes) for column in COLUMNS]
         lines.append(f"| `{family}` | {' | '.join(shown)} |")
     gone = [f"* {names}: {why}." for names, why in GONE.items()]
     numbered = [f"{number}. {text}" for text, number in notes.items()]
-    parts = [HEAD + f"With {versions}.", "\n".join(lines), "## Footnotes", "\n".join(numbered)]
-    return "\n\n".join([*parts, "## Not carried by transformers", "\n".join(gone)]) + "\n"
+    parts = [
+        HEAD + f"With {versions}.",
+        "\n".join(lines),
+        f"Not run in this table yet, left to the next `make support`: {left}.",
+        "## Footnotes",
+        "\n".join(numbered),
+        "## Not carried by transformers",
+        "\n".join(gone),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _shown(cell: Mapping[str, Any] | None, family: str, notes: dict[str, int]) -> str:

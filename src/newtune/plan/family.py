@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from newtune.errors import ConfigError, Problem
 
 FAMILIES: Mapping[str, frozenset[str]] = {
-    "llama": frozenset({"llama", "smollm3", "stablelm"}),
-    "mistral": frozenset({"mistral", "mixtral"}),
-    "qwen": frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}),
-    "falcon": frozenset({"falcon"}),
-}
+    "llama": frozenset({"arcee", "llama", "llama4_text", "smollm3", "stablelm"}),
+    "mistral": frozenset({"ministral", "ministral3", "mistral", "mixtral"}),
+    "qwen": frozenset(
+        {
+            "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe",
+            "qwen3_next",
+        }
+    ),
+    "falcon": frozenset({"falcon", "falcon_h1", "falcon_mamba"}),
+}  # fmt: skip
 """Family → the model types that belong to it."""
 
 

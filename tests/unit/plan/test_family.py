@@ -16,6 +16,16 @@ def test_an_agreeing_flag_changes_nothing_and_says_so():
     assert "changes nothing" in notice
 
 
+@pytest.mark.parametrize(("family", "model_type"), [
+    ("qwen", "qwen3_next"), ("mistral", "ministral"), ("llama", "smollm3"), ("falcon", "falcon_h1"),
+])  # fmt: skip
+def test_todays_members_agree_with_their_family_and_contradict_another(family, model_type):
+    assert "changes nothing" in family_of({family: True}, model_type)[1]
+    other = "llama" if family != "llama" else "qwen"
+    with pytest.raises(ConfigError, match=f"is_{other}_derived_model: contradicts"):
+        family_of({other: True}, model_type)
+
+
 def test_a_flag_acts_where_the_type_is_unknown():
     assert family_of({"mistral": True}, "brandnew")[0] == "mistral"
 
