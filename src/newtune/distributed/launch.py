@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # accelerate's own dependency
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -58,6 +59,9 @@ def launch(plan: Launch, words: Sequence[str]) -> int:
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens is said below
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(plan.processes)))
+    if plan.rendezvous and (interface := _interface(_own_address(plan.rendezvous))):
+        # gloo binds to the machine's name otherwise, which may stand for 127.0.0.1
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     handler = get_rendezvous_handler(_rendezvous(plan))
     spec = WorkerSpec(
         role="newtune",
@@ -159,6 +163,12 @@ def _own_address(rendezvous: str) -> str:
         return own
     except OSError as error:
         raise SetupError(f"--rendezvous {rendezvous}: {error}") from error
+
+
+def _interface(address: str) -> str:
+    """Return the network interface that has an address; empty if none has."""
+    of_interfaces = psutil.net_if_addrs().items()
+    return next((name for name, has in of_interfaces if address in {a.address for a in has}), "")
 
 
 def _not_found(plan: Launch, error: Exception) -> str:

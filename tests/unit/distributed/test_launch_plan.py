@@ -8,7 +8,14 @@ import pytest
 
 from configs import valid
 from newtune.cli.train import Asked, plan_launch, run
-from newtune.distributed.launch import Launch, _own_address, ending, exit_code, first_failure
+from newtune.distributed.launch import (
+    Launch,
+    _interface,
+    _own_address,
+    ending,
+    exit_code,
+    first_failure,
+)
 from newtune.distributed.world import require_one_meant
 from newtune.errors import SetupError
 from newtune.plan.processes import processes_of
@@ -116,6 +123,8 @@ def test_the_exit_code_says_most_of_what_went_wrong() -> None:
 
 
 def test_the_address_is_the_one_that_leads_to_the_others() -> None:
+    assert _interface("127.0.0.1") == "lo"
+    assert _interface("no address") == ""
     assert _own_address("") == "127.0.0.1"
     assert _own_address("127.0.0.1:29500") == socket.gethostbyname(socket.gethostname())
     with pytest.raises(SetupError, match="--rendezvous no-such-host"):
