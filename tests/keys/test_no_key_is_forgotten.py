@@ -47,9 +47,8 @@ SHOWN_BY = {
     "sample_packing_eff_est": f"{SETTINGS}::test_estimates_are_compared_with_what_is_counted",
     "total_num_tokens": f"{SETTINGS}::test_estimates_are_compared_with_what_is_counted",
     "group_by_length": f"{SETTINGS}::test_group_by_length",
-    **dict.fromkeys(
-        ("device_map", "max_memory", "gpu_memory_limit"), "unit/plan/test_placement.py::test_"
-    ),
+    **dict.fromkeys(("max_memory", "gpu_memory_limit"), "unit/plan/test_placement.py::test_"),
+    "device_map": "invariants/test_placement.py::test_",
     "lora_model_dir": f"{SETTINGS}::test_lora_model_dir",
     "peft.loftq_config.loftq_iter": "unit/config/test_rules.py::test_a_broken_rule",
     "lora_target_linear": f"{SETTINGS}::test_lora_target_linear",
