@@ -1,7 +1,7 @@
 """Tiny checkpoints stored quantised, packed by hand: no quantising library is needed to make one.
 
 folder = save_quantized_checkpoint(tmp_path / "base", "gptq")     # a Llama, two layers
-folder = save_quantized_checkpoint(tmp_path / "base", "awq", "qwen2", seed=3)
+folder = save_quantized_checkpoint(tmp_path / "base", "gptq-8", "qwen2", seed=3)
 weights = stood_for(folder)                       # name → the float32 weight that is stored
 """
 

@@ -62,6 +62,7 @@ SHOWN_BY = {
         ),
         "unit/plan/test_parallel.py::test_",
     ),
+    "gptq": "unit/plan/test_quantization.py::test_what_cannot_be_is_refused",
     "deepspeed": "unit/plan/test_zero.py::test_",
     "fsdp": "unit/plan/test_parallel.py::test_one_process_shards_nothing",
     "fsdp_version": "unit/config/test_legacy.py::test_fsdp_list_becomes_options",

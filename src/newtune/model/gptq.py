@@ -16,8 +16,8 @@ from newtune.plan.parts import QuantizationPlan
 KERNEL = "gptq_torch"
 """gptqmodel's plain one: it unpacks a layer and multiplies, for every width, on every device.
 
-What `auto_trainable` takes on a CPU (gptqmodel 7.7.0) packs the layers anew when an evaluation in
-16 bit comes before the first step, for good, and passes no gradient from then on.
+What `auto_trainable` takes on a CPU (gptqmodel 7.7.0), by its source, packs the layers anew when an
+evaluation in 16 bit comes before the first step, for good, and passes no gradient from then on.
 """
 
 

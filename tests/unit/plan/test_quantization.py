@@ -63,7 +63,10 @@ def test_gptq_is_seen_with_and_without_its_key(facts, name, bits, gptq):
         (CONFIGS["gptq"], {"eight_bit": True}, "base_model", "8 bit are asked for"),
         *(
             ({"quant_method": method}, {}, "base_model", f"quantised by `{method}`")
-            for method in ("hqq", "eetq", "aqlm", "vptq", "quanto", "spqr", "compressed-tensors")
+            for method in (
+                *("awq", "torchao", "fp8", "mxfp4", "hqq", "eetq"),
+                *("aqlm", "vptq", "quanto", "spqr", "compressed-tensors"),
+            )
         ),
     ],
 )
