@@ -53,8 +53,24 @@ def load_run_state(
 ) -> None:
     """Load what `save_run_state` wrote, but for the random states."""
     load_optimizer(torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
-    schedule.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
+    load_schedule(schedule, torch.load(folder / SCHEDULER_FILE, weights_only=True))
     memories = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     for name, part in remembered.items():
         if name in memories:
             part.restore(memories[name])
+
+
+def load_schedule(schedule: LRScheduler, saved: Mapping[str, Any]) -> None:
+    """Take a schedule's state back, also where another engine had other groups of parameters.
+
+    The optimizer is loaded before: its groups hold their rates.
+    """
+    groups = schedule.optimizer.param_groups
+    if len(saved["base_lrs"]) != len(groups):
+        saved = {
+            **saved,
+            "base_lrs": [group["initial_lr"] for group in groups],
+            "_last_lr": [group["lr"] for group in groups],
+            "lr_lambdas": [None] * len(groups),
+        }
+    schedule.load_state_dict(dict(saved))

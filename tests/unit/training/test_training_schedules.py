@@ -1,10 +1,12 @@
 import math
 
 import pytest
+import torch
 
 from newtune.config.choices import REFUSED_SCHEDULES, SCHEDULES
 from newtune.errors import ConfigError
 from newtune.plan.parts import SchedulePlan
+from newtune.training.run_state import load_schedule
 from newtune.training.schedules import SHAPES, check_schedule, known_schedules, learning_rate_share
 
 
@@ -105,3 +107,20 @@ def test_what_cannot_act_is_refused(plan, message):
 
 def test_the_configuration_knows_what_runs_and_what_is_refused():
     assert set(SCHEDULES) - set(REFUSED_SCHEDULES) == known_schedules()
+
+
+def test_a_schedule_goes_on_where_another_engine_had_more_groups():
+    def made(groups):
+        optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]} for _ in range(groups)], lr=0.5)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+    (first, saved), (second, loaded) = made(3), made(2)
+    for _ in range(3):
+        first.step()
+        saved.step()
+    second.param_groups[0]["lr"] = second.param_groups[1]["lr"] = first.param_groups[0]["lr"]
+    load_schedule(loaded, saved.state_dict())
+    assert (loaded.last_epoch, loaded.get_last_lr()) == (3, [0.125, 0.125])
+    second.step()
+    loaded.step()
+    assert [group["lr"] for group in second.param_groups] == [0.1, 0.1]
