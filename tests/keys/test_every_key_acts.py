@@ -6,12 +6,14 @@ the keys of conversations are tested in `tests/unit/data`.
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from newtune.config.load import load_config
+from newtune.distributed.world import World
 from newtune.errors import DataError
 from newtune.plan.plan import plan_as_dict
 from newtune.run import prepare
@@ -296,7 +298,8 @@ def folder(tmp_path_factory):
 def outcome(folder: Path, overrides: tuple[str, ...]) -> tuple[object, list[str]]:
     """Return everything that is decided before weights load, and the keys nothing read."""
     config = load_config(folder / "run.yaml", overrides)
-    prepared = prepare(config)
+    world = replace(World.alone(), bf16_is_fast=True)  # the same on every machine
+    prepared = prepare(config, world)
     plan = plan_as_dict(prepared.plan)
     plan.pop("reasons")
     plan.pop("notices")
