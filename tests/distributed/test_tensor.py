@@ -9,7 +9,7 @@ import pytest
 from launching import Bench, assert_goes_on, differences, run, torchrun, write_parity
 from newtune.training.checkpoint import saved_shapes
 
-pytestmark = pytest.mark.xdist_group("tensor")  # they share a launch
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tensor")]  # they share a launch
 
 WORKER = Path(__file__).with_name("worker.py")
 LORA = {
