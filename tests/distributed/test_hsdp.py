@@ -63,7 +63,7 @@ def test_what_is_written_is_whole(bench: Bench) -> None:
         one = folder.replace("four", "one")
         assert saved_shapes(bench.root / folder) == saved_shapes(bench.root / one) != {}
     plan = json.loads((bench.root / "four-0" / "plan.json").read_text())
-    assert plan["training"]["parallel"]["mesh"] == {"replicas": 2, "shards": 2}
+    assert plan["training"]["parallel"]["mesh"] == {"replicas": 2, "shards": 2, "tensor": 1}
     said = "HSDP: 2 copies of the model, each shared by 2 processes"
     assert plan["reasons"]["training.parallel"] == said
 

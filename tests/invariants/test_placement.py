@@ -185,8 +185,7 @@ def test_the_lab_of_full_fine_tuning_over_gpus_runs_here_on_the_cpu(
 ) -> None:
     (given,) = settings(runs.root, runs.base, "lab", bf16=False)
     keys = json.loads(Path(given).read_text())
-    words = [word for key, value in keys.items() for word in (f"--{key}", json.dumps(value))]
-    lab = load_config(Path(__file__).parents[2] / "recipes" / "fft_mp.yaml", words)
+    lab = load_config(Path(__file__).parents[2] / "recipes" / "fft_mp.yaml", keys)
     report = train(lab)
     assert report is not None
     assert (runs.root / "lab" / "model.safetensors").is_file()

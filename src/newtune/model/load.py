@@ -189,7 +189,8 @@ def grow_embeddings(model: PreTrainedModel, tokens: int, *, multiple: int | None
         wanted = -(-wanted // multiple) * multiple
     if wanted == rows:
         return
-    if _embeddings(model).is_meta:
+    skeleton = all(parameter.is_meta for parameter in model.parameters())
+    if _embeddings(model).is_meta and not skeleton:
         raise ModelError(
             f"the embeddings are to grow from {rows} to {wanted} rows, but `device_map` leaves "
             "them on the disk or outside the GPUs. Keep them in memory."

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from newtune import __version__
 from newtune.cli import main as program
 from newtune.cli.show_results import show_answer, show_text_lines
-from newtune.cli.train import without_rank
+from newtune.cli.train import Asked, without_rank
 from newtune.errors import DataError
 
 RUNNER = CliRunner()
@@ -63,7 +63,7 @@ def test_unknown_options_override_the_config(recorder: Recorder) -> None:
     words = ["--learning_rate", "1e-4", "--datasets.0.path=x", "-deepspeed", "z.json", "--bf16"]
     result = run("train", "run.yaml", *words, "--resume")
     assert result.exit_code == 0
-    assert recorder.calls == [((Path("run.yaml"), words), {"resume": True})]
+    assert recorder.calls == [((Path("run.yaml"), words), {"resume": True, "asked": Asked()})]
 
 
 @pytest.mark.parametrize(
