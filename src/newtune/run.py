@@ -1,38 +1,39 @@
-"""The whole run on one page: from configuration to report."""
+"""What there is to do with a configuration: train, merge, evaluate, answer.
+
+`train_together` is the whole run on one page; `prepare.py` is the part before weights load.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from logging import WARNING
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from newtune.config.run import RunConfig
-from newtune.data.batches import EvalBatches, TrainBatches
-from newtune.data.prepare import PreparedData, prepare_data
+from newtune.data.batches import TrainBatches
+from newtune.data.prepare import PreparedData
 from newtune.data.stream.batches import StreamedBatches
-from newtune.data.stream.prepare import StreamedData, prepare_stream
+from newtune.data.stream.prepare import StreamedData
 from newtune.distributed.agreement import code_digests, digests_of, require_agreement
-from newtune.distributed.group import ALONE, Group
+from newtune.distributed.group import Group
 from newtune.distributed.meeting import Meeting
 from newtune.distributed.watch import Watch
 from newtune.distributed.world import World, restarts
-from newtune.errors import ConfigError, DataError, ExportError, Problem
+from newtune.errors import DataError, ExportError
 from newtune.logs import logger, notice
-from newtune.model.adapters import read_adapter
 from newtune.model.eva import start_from_data
-from newtune.model.facts import read_model_facts, read_skeleton
 from newtune.model.generate import generate_greedy
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import fetch_weights, load_model
 from newtune.model.relora import join_rounds
 from newtune.model.self_check import require_isolation
-from newtune.model.tokenizer import load_tokenizer, new_token_ids, read_tokenizer
+from newtune.model.tokenizer import load_tokenizer, read_tokenizer
 from newtune.outputs.base_files import open_base
 from newtune.outputs.conversation import answer_ends, stop_ids
 from newtune.outputs.dataset_upload import upload_data
@@ -49,12 +50,20 @@ from newtune.outputs.load import (
 )
 from newtune.outputs.merge import Merged, merge_adapter, require_mergeable
 from newtune.outputs.report import RunReport, report_run, report_uploads
-from newtune.outputs.save import save_final, with_template
-from newtune.outputs.uploads import open_uploads
+from newtune.outputs.save import save_final
+from newtune.outputs.uploads import Uploads, open_uploads
 from newtune.plan.mesh import require_processes
 from newtune.plan.parallel import hang_timeout_of
-from newtune.plan.parts import Dtype, ModelFacts, Plan
-from newtune.plan.plan import ModelSide, make_plan, plan_as_dict, plan_model_side
+from newtune.plan.parts import Dtype, Plan
+from newtune.plan.plan import plan_as_dict
+from newtune.prepare import (
+    Prepared,
+    counted_ahead,
+    model_side,
+    prepare,
+    refuse_unread_keys,
+    training_data,
+)
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
 from newtune.training.build import build_trainer
 from newtune.training.checkpoint import require_same_rows
@@ -66,9 +75,6 @@ from newtune.training.evaluation import (
     generation_tasks,
 )
 from newtune.training.feed import TrainingData
-from newtune.training.optim import check_optimizer
-from newtune.training.schedules import check_schedule
-from newtune.training.trackers import check_trackers
 from newtune.types import Batch
 
 SAME_FILE = "Start every process with the same file and the same options."
@@ -91,19 +97,6 @@ class Evaluation:
     """`eval_loss` in nats per trained token, `eval_perplexity`, `eval_trained_tokens`."""
     answers: GenerationResult | None
     """Greedy answers, with `eval_generate`."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is known before weights load."""
-
-    plan: Plan
-    data: PreparedData | StreamedData
-    tokenizer: PreTrainedTokenizerBase
-    new_token_ids: Sequence[int]
-    """Tokens that the configuration adds to the tokenizer."""
-    world: World
-    """This process among those that train."""
 
 
 def train(config: RunConfig) -> RunReport | None:
@@ -129,6 +122,37 @@ def train_together(
     if not world.is_main:
         logger.setLevel(WARNING)  # what the first process says need not be said again
     run_dir = RunDir(Path(config.output.output_dir))
+    checkpoint = find_checkpoint(config, run_dir, meeting)
+    prepared = prepare(config, world, trains=True)
+    plan = prepared.plan
+    refuse_unread_keys(config)
+    watch.at("load")
+    if checkpoint is not None:
+        require_same_rows(checkpoint, plan.training.steps.rows_per_step)
+    fetch_weights(plan.model)
+    uploads = open_uploads(plan, run_dir, prepared.tokenizer_with_template)
+    if checkpoint is None:
+        upload_data(plan.output.dataset_hub, prepared.data)
+    if world.is_main:
+        describe(run_dir, config, prepared)
+
+    model = load(prepared)
+    inputs = Inputs.of(model, plan.model, prepared.data)
+    require_agreement(meeting, "base and data", seen(prepared, inputs), SAME_INPUTS)
+    if checkpoint is None:
+        keep_inputs(run_dir.root, inputs)
+    else:
+        require_same_inputs(checkpoint.parent, inputs, source=plan.model.source)
+
+    parallel = plan.training.parallel
+    group = replace(group, sharers=parallel.mesh.tensor)
+    group.form(meeting, backend=parallel.backend, timeout_seconds=parallel.timeout_seconds)
+    report = fit(prepared, model, run_dir, group, uploads, checkpoint=checkpoint)
+    return report and report_uploads(run_dir, report, uploads.problems)
+
+
+def find_checkpoint(config: RunConfig, run_dir: RunDir, meeting: Meeting) -> Path | None:
+    """Return the checkpoint that the run goes on from: the same one for every process."""
     started_again = meeting.settle("restarts", restarts(), max) > 0
     checkpoint = run_dir.checkpoint_to_resume(
         config.output.resume_from_checkpoint if not started_again else None,
@@ -137,37 +161,33 @@ def train_together(
     require_agreement(meeting, "checkpoint", {"to resume from": str(checkpoint)}, SAME_FOLDER)
     if checkpoint is not None:
         run_dir.require_same_config(config.dump())
-    prepared = prepare(config, world, trains=True)
-    plan, data, tokenizer = prepared.plan, prepared.data, prepared.tokenizer
-    refuse_unread_keys(config)
-    watch.at("load")
-    group = replace(group, sharers=plan.training.parallel.mesh.tensor)
-    if checkpoint is not None:
-        require_same_rows(checkpoint, plan.training.steps.rows_per_step)
-    fetch_weights(plan.model)
-    tokenizer_to_save = with_template(tokenizer, data.chat_template)
-    uploads = open_uploads(plan, run_dir, tokenizer_to_save)
-    if checkpoint is None:
-        upload_data(plan.output.dataset_hub, data)
-    if world.is_main:
-        describe(run_dir, config, prepared)
+    return checkpoint
 
+
+def load(prepared: Prepared) -> PreTrainedModel | PeftModel:
+    """Load the model that is trained, with its adapter."""
+    plan = prepared.plan
     set_seed(plan.training.steps.seed)  # an adapter's first weights are drawn when it is made
     by_parts = plan.training.parallel.places_by_parts
-    model = load_model(
+    return load_model(
         replace(plan.model, device="cpu") if by_parts else plan.model,
         plan.adapter,
-        tokenizer=tokenizer,
+        tokenizer=prepared.tokenizer,
         new_token_ids=prepared.new_token_ids,
     )
-    inputs = Inputs.of(model, plan.model, data)
-    require_agreement(meeting, "base and data", seen(prepared, inputs), SAME_INPUTS)
-    parallel = plan.training.parallel
-    group.form(meeting, backend=parallel.backend, timeout_seconds=parallel.timeout_seconds)
-    if checkpoint is None:
-        keep_inputs(run_dir.root, inputs)
-    else:
-        require_same_inputs(checkpoint.parent, inputs, source=plan.model.source)
+
+
+def fit(
+    prepared: Prepared,
+    model: PreTrainedModel | PeftModel,
+    run_dir: RunDir,
+    group: Group,
+    uploads: Uploads,
+    *,
+    checkpoint: Path | None,
+) -> RunReport | None:
+    """Take the steps of the plan and write the result; the first process has the report."""
+    plan = prepared.plan
     batches = training_data(prepared, group)
     if checkpoint is None and plan.adapter is not None and plan.adapter.init == "eva":
         assert isinstance(model, PeftModel)
@@ -176,10 +196,10 @@ def train_together(
     trainer = build_trainer(
         plan,
         model,
-        tokenizer,
+        prepared.tokenizer,
         batches,
         run_dir,
-        stop_ids=answer_ends(model, tokenizer_to_save),
+        stop_ids=answer_ends(model, prepared.tokenizer_with_template),
         group=group,
     )
     with uploads:
@@ -192,7 +212,7 @@ def train_together(
             report = group.on_main(lambda: save_result(run_dir, whole, prepared, batches))
         if report is not None:
             uploads.add_result()
-    return report and report_uploads(run_dir, report, uploads.problems)
+    return report
 
 
 def seen(prepared: Prepared, inputs: Inputs) -> dict[str, str]:
@@ -229,26 +249,21 @@ def merge(
     run_dir = RunDir(Path(config.output.output_dir))
     require_mergeable(run_dir, base_source=config.model.base_model, overwrite=overwrite)
     prepared = prepare(config)
-    plan, data, tokenizer, adapter = (
-        prepared.plan,
-        prepared.data,
-        prepared.tokenizer,
-        prepared.plan.adapter,
-    )
+    plan, data, adapter = prepared.plan, prepared.data, prepared.plan.adapter
     if adapter is None:
         raise ExportError("this configuration trains the whole model: there is nothing to merge")
     quantization = plan.model.quantization
-    load = partial(load_trained, plan.model, adapter, run_dir.root, tokenizer)
+    load = partial(load_trained, plan.model, adapter, run_dir.root, prepared.tokenizer)
     merged = merge_adapter(
         load,
-        with_template(tokenizer, data.chat_template),
+        prepared.tokenizer_with_template,
         run_dir,
         data.evaluation or data.train,
         source="held-out rows" if data.evaluation else "training rows (none are held out)",
         base_source=plan.model.source,
-        open_base=partial(open_base, plan.model, tokenizer),
+        open_base=partial(open_base, plan.model, prepared.tokenizer),
         load_to_merge=partial(load, dequantized=True) if quantization else None,
-        load_base=partial(load_untrained, plan.model, tokenizer),
+        load_base=partial(load_untrained, plan.model, prepared.tokenizer),
         adapter_dtype=plan.model.precision.trained_weights,
         quantization=quantization,
         placement=plan.model.placement,
@@ -276,7 +291,7 @@ def evaluate(config: RunConfig, *, which: Which | None = None) -> Evaluation:
     plan, data = prepared.plan, prepared.data
     if data.evaluation is None:
         raise DataError("no rows are held out: `val_set_size` is too small for this data")
-    tokenizer = with_template(prepared.tokenizer, data.chat_template)
+    tokenizer = prepared.tokenizer_with_template
     loaded = load_result(plan.model, plan.adapter, run_dir, tokenizer, which=which)
     batches = training_data(prepared).evaluation
     assert batches is not None
@@ -332,79 +347,6 @@ def _answers(
     return evaluate_generation(tasks, answer, decode)
 
 
-def prepare(config: RunConfig, world: World | None = None, *, trains: bool = False) -> Prepared:
-    """Tokenise the data and make the plan; no weights are loaded, errors come early.
-
-    By default for one process, and to evaluate, not to train. Several prepare the data once: one
-    of them, while the others wait for its lock.
-    """
-    world = world or World.alone()
-    side = model_side(config, world, trains=trains)
-    check_optimizer(config.training.optimizer)
-    tokenizer = load_tokenizer(config.tokenizer, config.model)
-    if side.family == "mistral":
-        tokenizer.padding_side = "left"
-    data = (
-        prepare_stream(config, tokenizer) if config.is_streamed else prepare_data(config, tokenizer)
-    )
-    new_ids = new_token_ids(config.tokenizer, config.model, tokenizer)
-    plan = make_plan(config, world, side, data.facts, new_tokens=len(new_ids))
-    check_schedule(plan.training.schedule)
-    check_trackers(plan.training.trackers)
-    return Prepared(plan, data, tokenizer, new_ids, world)
-
-
-def model_side(config: RunConfig, world: World, *, trains: bool = False) -> ModelSide:
-    """Plan model and adapter from what their configurations alone tell."""
-    keys = config.adapter
-    stored = read_adapter(keys.lora_model_dir) if keys.adapter and keys.lora_model_dir else None
-    return plan_model_side(
-        config,
-        world,
-        model_facts(config),
-        stored_adapter=stored,
-        skeleton=partial(read_skeleton, config.model.base_model, **_model_keys(config)),
-        trains=trains,
-    )
-
-
-def model_facts(config: RunConfig) -> ModelFacts:
-    """Read what the checkpoint's config alone tells."""
-    return read_model_facts(config.model.base_model, **_model_keys(config))
-
-
-def _model_keys(config: RunConfig) -> dict[str, Any]:
-    model = config.model
-    return {
-        "config_source": model.base_model_config,
-        "revision": model.revision_of_model,
-        "trust_remote_code": bool(model.trust_remote_code),
-        "model_class": model.model_type or "AutoModelForCausalLM",
-        "config_overrides": model.overrides_of_model_config or {},
-    }
-
-
-def refuse_unread_keys(config: RunConfig) -> None:
-    """Stop when a given key was read by nothing: it would have been ignored.
-
-    Raises:
-        ConfigError: naming each such key.
-    """
-    unread = config.unread_keys()
-    if unread:
-        raise ConfigError(
-            [
-                Problem(
-                    key,
-                    "is given, but nothing in this run reads it: it would have no effect.",
-                    "Leave it out.",
-                    file=str(config.source or ""),
-                )
-                for key in unread
-            ]
-        )
-
-
 def describe(run_dir: RunDir, config: RunConfig, prepared: Prepared) -> None:
     """Write what is known before the first step: configuration, plan, environment, data counts."""
     run_dir.root.mkdir(parents=True, exist_ok=True)
@@ -414,32 +356,6 @@ def describe(run_dir: RunDir, config: RunConfig, prepared: Prepared) -> None:
     write_json(run_dir.data_file, counted_ahead(prepared))
     for text in prepared.plan.notices:
         notice(text)
-
-
-def counted_ahead(prepared: Prepared) -> list[dict[str, Any]]:
-    """Return what is counted before the run: every dataset that is not streamed."""
-    return [asdict(count) for count in prepared.data.counts]
-
-
-def training_data(prepared: Prepared, group: Group = ALONE) -> TrainingData:
-    """Lay the prepared examples out as the batches of the whole run, for this process."""
-    plan, data, rank = prepared.plan, prepared.data, group.data_rank
-    flatten = plan.training.flatten
-    held_out = None
-    if data.evaluation is not None:
-        rows = plan.training.evaluation.rows_per_device
-        held_out = EvalBatches(data, rows, rank=rank, world_size=group.data_size, flatten=flatten)
-    steps = plan.training.steps
-    train: TrainBatches | StreamedBatches
-    if isinstance(data, StreamedData):
-        train = data.batches(steps, rank=rank, flatten=flatten)
-    else:
-        train = TrainBatches(data, steps, rank=rank, flatten=flatten)
-    return TrainingData(
-        train=train,
-        evaluation=held_out,
-        eval_examples=data.evaluation or (),
-    )
 
 
 def on_device(batch: Batch, device: str) -> Batch:

@@ -13,7 +13,7 @@ from hub_server import Break
 from newtune.config.load import load_config
 from newtune.data.stream import encoded
 from newtune.errors import DataError
-from newtune.run import prepare, training_data
+from newtune.prepare import prepare, training_data
 from streams import sequences, texts
 from tiny import save_tiny_checkpoint
 

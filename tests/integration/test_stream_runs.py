@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from newtune.config.load import load_config
 from newtune.errors import DataError
-from newtune.run import evaluate, prepare, train
+from newtune.prepare import prepare
+from newtune.run import evaluate, train
 from newtune.run_dir import read_json_lines
 from streams import texts, write_texts
 from tiny import save_tiny_checkpoint

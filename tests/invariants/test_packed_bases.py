@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from newtune.config.load import load_config
 from newtune.errors import ExportError
 from newtune.model.load import load_base
-from newtune.run import evaluate, merge, prepare, train
+from newtune.prepare import prepare
+from newtune.run import evaluate, merge, train
 from newtune.run_dir import ADAPTER_WEIGHTS, read_json_lines
 from tiny_quantized import needs_gptqmodel, save_quantized_checkpoint, stood_for
 

@@ -120,7 +120,7 @@ def test_training_with_a_layer_on_the_disk_is_refused_before_weights_load(
 
 
 def test_without_a_gpu_a_strategy_is_answered_by_a_notice(runs: Runs) -> None:
-    from newtune.run import prepare
+    from newtune.prepare import prepare
 
     plan = prepare(runs.config("full", device_map="balanced", gpu_memory_limit="20GiB")).plan
     assert plan.model.placement is None

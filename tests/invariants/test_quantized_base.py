@@ -16,7 +16,8 @@ from newtune.config.load import load_config
 from newtune.config.quantization import BNB_OPTIONS
 from newtune.errors import ConfigError, SetupError
 from newtune.model.load import load_base
-from newtune.run import evaluate, merge, prepare, train
+from newtune.prepare import prepare
+from newtune.run import evaluate, merge, train
 from tiny import save_tiny_checkpoint
 
 ROWS = [

@@ -13,7 +13,7 @@ import pytest
 
 from newtune.config.load import load_config
 from newtune.data.stream.state import StreamState
-from newtune.run import prepare
+from newtune.prepare import prepare
 from streams import WORDS, sequences, texts
 from tiny import save_tiny_checkpoint
 

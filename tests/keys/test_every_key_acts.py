@@ -16,7 +16,7 @@ from newtune.config.load import load_config
 from newtune.distributed.world import World
 from newtune.errors import DataError
 from newtune.plan.plan import plan_as_dict
-from newtune.run import prepare
+from newtune.prepare import prepare
 from tiny import save_tiny_checkpoint
 
 ROWS = [

@@ -14,7 +14,8 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, ModelError, NewtuneError
 from newtune.model.load import load_model
 from newtune.plan.plan import make_plan, plan_model_side
-from newtune.run import model_facts, model_side, prepare, train, training_data
+from newtune.prepare import model_facts, model_side, prepare, training_data
+from newtune.run import train
 from tiny import save_tiny_checkpoint, tiny_tokenizer
 
 WORDS = ("river", "bridge " * 6, "city", "paris " * 3, "week", "story " * 8, "model", "answer")

@@ -9,7 +9,7 @@ import torch
 from newtune.config.load import load_config
 from newtune.data.collate import collate
 from newtune.data.stream.prepare import StreamedData
-from newtune.run import prepare
+from newtune.prepare import prepare
 from runs import PAD, plain_loss_sum
 from streams import sequences, texts, write_texts
 from tiny import save_tiny_checkpoint, tiny_llama

@@ -17,7 +17,8 @@ from newtune.config.run import RunConfig
 from newtune.data.collate import collate
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import load_model
-from newtune.run import Prepared, prepare, train
+from newtune.prepare import Prepared, prepare
+from newtune.run import train
 from newtune.run_dir import RunDir, read_json_lines
 from newtune.types import Batch, Example
 from tiny import FAMILIES, save_tiny_checkpoint

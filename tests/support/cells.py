@@ -18,7 +18,8 @@ from newtune.model.attention import register_attention
 from newtune.model.head import head_name, install_head
 from newtune.model.self_check import measure_leak
 from newtune.plan.attention import PACKED_ATTENTION
-from newtune.run import merge, model_side
+from newtune.prepare import model_side
+from newtune.run import merge
 from support.bench import (
     ADAPTER,
     EPOCHS,

@@ -56,7 +56,7 @@ def run(
     if html is not None:
         check_target(html, "--html")
     from newtune.cli.shown_run import ShownRun
-    from newtune.run import prepare
+    from newtune.prepare import prepare
 
     with closing(ShownRun(config, prepare(config), evaluation=evaluation)) as shown:
         first = shown.index_of(batch)

@@ -10,7 +10,7 @@ def run(config_path: Path, overrides: list[str], *, as_json: bool = False) -> in
     """Print the plan of a configuration."""
     config = read_config(config_path, overrides)
     from newtune.plan.plan import plan_as_dict
-    from newtune.run import prepare, refuse_unread_keys
+    from newtune.prepare import prepare, refuse_unread_keys
 
     prepared = prepare(config, trains=True)
     refuse_unread_keys(config)

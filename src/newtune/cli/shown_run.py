@@ -14,7 +14,7 @@ from newtune.data.stream.plans import plan_stream
 from newtune.data.stream.prepare import StreamedData
 from newtune.data.tokenize import TextEncoder
 from newtune.errors import DataError
-from newtune.run import training_data
+from newtune.prepare import training_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from newtune.data.counts import DatasetCounts
     from newtune.data.inspect.batches import Batches
     from newtune.data.inspect.rows import ReadableDataset
-    from newtune.run import Prepared
+    from newtune.prepare import Prepared
 
 
 class ShownRun:

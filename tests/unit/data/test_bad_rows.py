@@ -10,7 +10,7 @@ import pytest
 
 from newtune.config.load import load_config
 from newtune.errors import DataError
-from newtune.run import prepare
+from newtune.prepare import prepare
 from tiny import save_tiny_checkpoint
 
 Q, A = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
