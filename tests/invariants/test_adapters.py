@@ -7,7 +7,7 @@ from newtune.errors import ModelError
 from newtune.model.adapters import attach_adapter
 from newtune.model.facts import read_model_facts
 from newtune.model.head import install_head
-from newtune.plan.adapters import adapter_targets, count_trainable, resolve_targets
+from newtune.plan.targets import adapter_targets, count_trainable, resolve_targets
 from newtune.plan.parts import AdapterPlan
 from tiny import save_tiny_checkpoint, tiny_model
 

@@ -27,7 +27,7 @@ def run(config_path: Path, overrides: list[str], *, force: bool = False) -> int:
     show_totals(data)
     if config.data.push_dataset_to_hub:
         from newtune.outputs.dataset_upload import upload_data
-        from newtune.plan.plan import plan_dataset_hub
+        from newtune.plan.output import plan_dataset_hub
 
         upload_data(plan_dataset_hub(config), data)
     return 0

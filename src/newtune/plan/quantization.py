@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from newtune.errors import ConfigError, Problem
-from newtune.plan.adapters import read_directly
+from newtune.plan.targets import read_directly
 from newtune.plan.parts import AdapterPlan, Method, ModelFacts, PrecisionPlan, QuantizationPlan
 
 Stored = Mapping[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from newtune.plan.adapters import is_unfrozen
+from newtune.plan.targets import is_unfrozen
 from newtune.plan.parts import ModelFacts, PrecisionPlan, QuantizationPlan
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -11,7 +11,7 @@ from newtune.errors import ModelError, SetupError
 from newtune.model.facts import override_config, read_config, read_model_facts
 from newtune.model.load import load_model
 from newtune.model.sources import find_source
-from newtune.plan.adapters import count_trainable
+from newtune.plan.targets import count_trainable
 from newtune.plan.parts import AdapterPlan, ModelPlan, PrecisionPlan
 from tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 

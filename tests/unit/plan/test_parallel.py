@@ -118,7 +118,7 @@ def test_pinned_memory_is_for_gpus() -> None:
 
 
 def test_fsdp_recomputes_activations_where_asked() -> None:
-    from newtune.plan.plan import recomputes
+    from newtune.plan.model import recomputes
 
     assert recomputes(valid(fsdp_config={"activation_checkpointing": True}))
     assert not recomputes(valid(fsdp_config={"activation_checkpointing": False}))

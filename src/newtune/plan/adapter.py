@@ -1,0 +1,77 @@
+"""The adapter of a run: from its keys, or the one that it goes on with."""
+
+from dataclasses import replace
+
+from newtune.config.adapter import PeftSection
+from newtune.config.run import RunConfig
+from newtune.plan.targets import read_directly, resolve_targets
+from newtune.plan.given import as_layers, as_tuple, given
+from newtune.plan.ledger import Ledger
+from newtune.plan.parts import AdapterPlan, ModelFacts
+
+
+def plan_adapter(
+    config: RunConfig, facts: ModelFacts, ledger: Ledger, stored: AdapterPlan | None
+) -> AdapterPlan | None:
+    """Return what is put over the base, if anything; `stored` is the adapter that goes on.
+
+    Raises:
+        ModelError: a target matches nothing.
+    """
+    keys = config.adapter
+    if not keys.adapter:
+        return ledger.decide("adapter", None, "no adapter given: full fine-tuning")
+    on_cpu = bool(config.placement.lora_on_cpu)
+    if stored is not None:
+        stored = replace(stored, read_on_cpu=on_cpu)
+        return ledger.decide("adapter", stored, f"the one of lora_model_dir {keys.lora_model_dir}")
+    targets = resolve_targets(
+        facts,
+        modules=keys.lora_target_modules,
+        all_linear=bool(keys.lora_target_linear),
+        parameters=as_tuple(keys.lora_target_parameters),
+    )
+    if keys.lora_target_linear:
+        ledger.decide(
+            "adapter.target_modules",
+            targets,
+            "lora_target_linear: every linear layer but the output head",
+        )
+        _say_what_is_left_out(facts, ledger)
+    return AdapterPlan(
+        kind="lora",
+        rank=keys.lora_r,
+        alpha=keys.lora_alpha,
+        dropout=keys.lora_dropout,
+        target_modules=targets,
+        layers=as_layers(keys.peft_layers_to_transform),
+        modules_to_save=as_tuple(keys.lora_modules_to_save),
+        fan_in_fan_out=bool(keys.lora_fan_in_fan_out),
+        use_rslora=bool(keys.peft_use_rslora),
+        use_dora=bool(keys.peft_use_dora),
+        init=True if keys.peft_init_lora_weights is None else keys.peft_init_lora_weights,
+        continue_from=None,
+        target_parameters=as_tuple(keys.lora_target_parameters),
+        further_arguments=given(
+            layers_pattern=keys.peft_layers_pattern,
+            trainable_token_indices=keys.peft_trainable_token_indices,
+            ensure_weight_tying=keys.peft_ensure_weight_tying,
+        ),
+        read_on_cpu=on_cpu,
+        repairs_quantization=_asks_for_loftq(keys.peft),
+    )
+
+
+def _say_what_is_left_out(facts: ModelFacts, ledger: Ledger) -> None:
+    left_out = sorted({name.rpartition(".")[2] for name in read_directly(facts)})
+    if left_out:
+        ledger.notice(
+            f"lora_target_linear leaves out {', '.join(left_out)}: a state-space kernel reads "
+            "their weights without calling them, so that a LoRA would have no effect"
+        )
+
+
+def _asks_for_loftq(keys: PeftSection | None) -> bool:
+    loftq = keys.loftq_config if keys else None
+    # One iteration is what there is; `loftq_needs_a_quantised_base` refuses others.
+    return loftq is not None and bool(loftq.loftq_bits) and (loftq.loftq_iter or 1) == 1
