@@ -7,8 +7,8 @@ from newtune.errors import ModelError
 from newtune.model.adapters import attach_adapter
 from newtune.model.facts import read_model_facts
 from newtune.model.head import install_head
-from newtune.plan.targets import adapter_targets, count_trainable, resolve_targets
 from newtune.plan.parts import AdapterPlan
+from newtune.plan.targets import adapter_targets, count_trainable, resolve_targets
 from tiny import save_tiny_checkpoint, tiny_model
 
 PLAN = {

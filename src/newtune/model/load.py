@@ -25,9 +25,9 @@ from newtune.model.placement import bring_in_place, placed_loading
 from newtune.model.quantization import knowing, plain, quantized_loading, settle
 from newtune.model.self_check import require_isolation, require_own_loss
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
-from newtune.plan.targets import is_unfrozen
 from newtune.plan.attention import RUNS_ON_CPU
 from newtune.plan.parts import AdapterPlan, ModelPlan
+from newtune.plan.targets import is_unfrozen
 
 __all__ = ["load_base", "load_model", "read_model_facts"]
 

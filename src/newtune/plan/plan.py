@@ -15,7 +15,6 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.adapter import plan_adapter
-from newtune.plan.targets import count_trainable
 from newtune.plan.ledger import Ledger
 from newtune.plan.model import plan_family, plan_model, require_positions
 from newtune.plan.output import plan_output
@@ -32,6 +31,7 @@ from newtune.plan.parts import (
 from newtune.plan.placed import place
 from newtune.plan.processes import processes_of
 from newtune.plan.quantization import require_trainable
+from newtune.plan.targets import count_trainable
 from newtune.plan.trackers import plan_trackers
 from newtune.plan.training import plan_training
 from newtune.plan.zero import Known, plan_zero, read_zero

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from newtune.errors import ConfigError, Problem
-from newtune.plan.targets import read_directly
 from newtune.plan.parts import AdapterPlan, Method, ModelFacts, PrecisionPlan, QuantizationPlan
+from newtune.plan.targets import read_directly
 
 Stored = Mapping[str, Any]
 """A checkpoint's own `quantization_config`."""

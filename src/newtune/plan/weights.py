@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from newtune.plan.targets import is_unfrozen
 from newtune.plan.parts import ModelFacts, PrecisionPlan, QuantizationPlan
+from newtune.plan.targets import is_unfrozen
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}

@@ -11,8 +11,8 @@ from newtune.errors import ModelError, SetupError
 from newtune.model.facts import override_config, read_config, read_model_facts
 from newtune.model.load import load_model
 from newtune.model.sources import find_source
-from newtune.plan.targets import count_trainable
 from newtune.plan.parts import AdapterPlan, ModelPlan, PrecisionPlan
+from newtune.plan.targets import count_trainable
 from tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
 MIXED = PrecisionPlan("bfloat16", "float32", "bfloat16", None)

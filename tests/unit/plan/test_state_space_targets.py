@@ -4,8 +4,8 @@ import pytest
 
 from newtune.errors import ModelError
 from newtune.model.facts import read_model_facts
-from newtune.plan.targets import adapter_targets, read_directly, resolve_targets
 from newtune.plan.parts import AdapterPlan
+from newtune.plan.targets import adapter_targets, read_directly, resolve_targets
 from tiny import tiny_config
 
 
