@@ -1,11 +1,17 @@
-"""Training runs on one or two processes of this machine, by torchrun."""
+"""Training runs on one or several processes of this machine, by torchrun, and their comparison.
+
+pairs = Pairs(Bench.new(folder), processes=2)
+pairs.compare("FSDP2", "full, packed", {"sample_packing": True}, fsdp_config={...})
+pairs.train()                          # two launches
+pairs.differences("FSDP2", "full, packed")
+"""
 
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,40 @@ WORDS = (
     *("red", "green", "blue", "round", "small", "large", "seven", "nine"),
     *("under", "over", "water", "stone", "bird", "tree"),
 )
+
+
+WORKER = Path(__file__).parent / "distributed" / "worker.py"
+RUNS_OF_A_LAUNCH = 20
+"""A launch is given ten minutes."""
+TOLERANCE = 1e-5
+LORA: dict[str, Any] = {
+    "adapter": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_linear": True,
+    "lora_dropout": 0,
+}
+QLORA: dict[str, Any] = {**LORA, "adapter": "qlora", "load_in_4bit": True}
+PACKED = {"sample_packing": True}
+KINDS: dict[str, dict[str, Any]] = {"full": {}, "LoRA": LORA, "QLoRA": QLORA}
+FORMS: dict[str, dict[str, Any]] = {"padded": {}, "packed": PACKED}
+ACCUMULATIONS = {1: "accumulation 1", 4: "accumulation 4, a short last step"}
+SAVING: dict[str, Any] = {"batch_size": 4, "save_steps": 3, "save_strategy": None}
+
+
+def matrix(*kinds: str, rows: int = 2) -> dict[str, dict[str, Any]]:
+    """Return the cases of docs/parity.md; `rows`: how many all processes take at once."""
+    return {
+        f"{kind}, {form}, {said}": {**KINDS[kind], **packing, "batch_size": rows * times}
+        for kind in kinds
+        for form, packing in FORMS.items()
+        for times, said in ACCUMULATIONS.items()
+    }
+
+
+def measures_all() -> bool:
+    """Tell whether every row of docs/parity.md is measured (`make parity`), and not a few."""
+    return "NEWTUNE_PARITY" in os.environ
 
 
 def environment() -> dict[str, str]:
@@ -86,6 +126,16 @@ class Bench:
         file.write_text(yaml.safe_dump({key: v for key, v in values.items() if v is not None}))
         return file
 
+    def train(self, processes: int, configs: Iterable[Path]) -> None:
+        """Train one configuration after the other, in as few launches as may be."""
+        waiting = list(configs)
+        for start in range(0, len(waiting), RUNS_OF_A_LAUNCH):
+            run(torchrun(processes, WORKER, *waiting[start : start + RUNS_OF_A_LAUNCH]))
+
+    def checkpoint(self, name: str, step: int = 3) -> str:
+        """Return where a run saved a step."""
+        return str(self.root / name / f"checkpoint-{step}")
+
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return what a run reported, but for times and memory."""
         kept = ("step", "loss", "learning_rate", "grad_norm", "eval_loss", "tokens", "epoch")
@@ -99,6 +149,49 @@ class Bench:
             found |= load_file(path)
         assert found
         return found
+
+
+class Pairs:
+    """Runs on several processes, each with the run on one that it is compared with."""
+
+    def __init__(self, bench: Bench, *, processes: int = 2) -> None:
+        self.bench = bench
+        self.processes = processes
+        self.cases: list[tuple[str, str]] = []
+        self._alone: dict[str, Path] = {}
+        self._together: dict[str, Path] = {}
+
+    def compare(self, engine: str, case: str, values: Mapping[str, Any], **sharing: Any) -> None:
+        """Have a case trained on one process and, with what `sharing` says, on several."""
+        self.cases.append((engine, case))
+        self.alone(f"one: {case}", **values)
+        self.together(f"{engine}: {case}", **values, **sharing)
+
+    def alone(self, name: str, **values: Any) -> None:
+        """Have a run on one process trained besides."""
+        self._alone[name] = self.bench.config(name, **values)
+
+    def together(self, name: str, **values: Any) -> None:
+        """Have a run on several processes trained besides; in the order given."""
+        self._together[name] = self.bench.config(name, **values)
+
+    def train(self) -> None:
+        """Train what was asked for since the last time, on one process first."""
+        self.bench.train(1, self._alone.values())
+        self.bench.train(self.processes, self._together.values())
+        self._alone, self._together = {}, {}
+
+    def differences(self, engine: str, case: str) -> dict[str, float]:
+        """Return how far a case is from that of one process; no more than is tolerated."""
+        found = differences(self.bench, f"one: {case}", f"{engine}: {case}")
+        assert all(value <= TOLERANCE for value in found.values()), found
+        return found
+
+    def write_parity(self) -> None:
+        """Write all differences into docs/parity.md, with `make parity`."""
+        write_parity(
+            {f"{engine}: {case}": self.differences(engine, case) for engine, case in self.cases}
+        )
 
 
 def relative(left: float, right: float) -> float:

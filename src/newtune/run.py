@@ -78,8 +78,13 @@ from newtune.training.feed import TrainingData
 from newtune.types import Batch
 
 SAME_FILE = "Start every process with the same file and the same options."
+ASK_TO_RESUME = frozenset({"resume_from_checkpoint", "auto_resume_from_checkpoints"})
+"""Keys that a machine may have which is started later; what they lead to is compared."""
 SAME_CODE = "Install the same versions on every machine."
-SAME_FOLDER = "`output_dir` must lie on a file system that every machine sees."
+SAME_FOLDER = (
+    "`output_dir` must lie on a file system that every machine sees, and every process must be "
+    "asked to resume, or none."
+)
 SAME_INPUTS = (
     "Every machine must read the same files, and the same revision of a hub (`revision_of_model`, "
     "`revision` of a dataset)."
@@ -109,7 +114,8 @@ def train(config: RunConfig) -> RunReport | None:
     require_processes(config, world)
     meeting = Meeting.join(world)
     with Watch(meeting, hang_timeout_of(config)) as watch:
-        require_agreement(meeting, "configuration", digests_of(config.dump()), SAME_FILE)
+        settings = {k: v for k, v in config.dump().items() if k not in ASK_TO_RESUME}
+        require_agreement(meeting, "configuration", digests_of(settings), SAME_FILE)
         require_agreement(meeting, "code", code_digests(), SAME_CODE)
         return train_together(config, world, meeting, watch)
 
@@ -129,7 +135,8 @@ def train_together(
     watch.at("load")
     if checkpoint is not None:
         require_same_rows(checkpoint, plan.training.steps.rows_per_step)
-    fetch_weights(plan.model)
+    if reads_weights(prepared):
+        fetch_weights(plan.model)
     uploads = open_uploads(plan, run_dir, prepared.tokenizer_with_template)
     if checkpoint is None:
         upload_data(plan.output.dataset_hub, prepared.data)
@@ -137,7 +144,7 @@ def train_together(
         describe(run_dir, config, prepared)
 
     model = load(prepared)
-    inputs = Inputs.of(model, plan.model, prepared.data)
+    inputs = inputs_of(prepared, model, meeting, watch)
     require_agreement(meeting, "base and data", seen(prepared, inputs), SAME_INPUTS)
     if checkpoint is None:
         keep_inputs(run_dir.root, inputs)
@@ -174,7 +181,26 @@ def load(prepared: Prepared) -> PreTrainedModel | PeftModel:
         plan.adapter,
         tokenizer=prepared.tokenizer,
         new_token_ids=prepared.new_token_ids,
+        empty=not reads_weights(prepared),
     )
+
+
+def reads_weights(prepared: Prepared) -> bool:
+    """Tell whether this process reads the base's weights, or gets its part from the first."""
+    return prepared.world.is_main or not prepared.plan.training.parallel.loads_once
+
+
+def inputs_of(
+    prepared: Prepared, model: PreTrainedModel | PeftModel, meeting: Meeting, watch: Watch
+) -> Inputs:
+    """Return what the run begins with; where one process has read the base, it says which."""
+    here = reads_weights(prepared)
+    inputs = Inputs.of(model if here else None, prepared.plan.model, prepared.data)
+    if not prepared.plan.training.parallel.loads_once:
+        return inputs
+    with watch.waiting():
+        base, dtype = meeting.from_first("base", [inputs.base, inputs.base_dtype])
+    return replace(inputs, base=base, base_dtype=dtype)
 
 
 def fit(
@@ -208,7 +234,7 @@ def fit(
             trainer.train(resume_from_checkpoint=checkpoint)
         if plan.training.relora is not None:
             join_rounds(cast("PeftModel", model))
-        with trainer.engine.whole(trained_only=False) as whole:
+        with trainer.engine.whole("all") as whole:
             report = group.on_main(lambda: save_result(run_dir, whole, prepared, batches))
         if report is not None:
             uploads.add_result()

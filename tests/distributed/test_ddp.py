@@ -9,71 +9,57 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from launching import (
+    LORA,
+    SAVING,
+    TOLERANCE,
     Bench,
+    Pairs,
     assert_goes_on,
-    differences,
     environment,
+    matrix,
+    measures_all,
     run,
     torchrun,
-    write_parity,
 )
 from newtune.run_dir import RunDir
 
 pytestmark = pytest.mark.xdist_group("ddp")  # they share two launches
 
-WORKER = Path(__file__).with_name("worker.py")
-LORA = {
-    "adapter": "lora",
-    "lora_r": 4,
-    "lora_alpha": 8,
-    "lora_target_linear": True,
-    "lora_dropout": 0,
-}
-MODELS: dict[str, dict[str, Any]] = {"full": {}, "LoRA": LORA}
-DATA = {"padded": {}, "packed": {"sample_packing": True}}
-BATCHES = {2: "accumulation 1", 8: "accumulation 4, a short last step"}
-CASES = {
-    f"{model}, {data}, {batch}": {**MODELS[model], **DATA[data], "batch_size": rows}
-    for model in MODELS
-    for data in DATA
-    for rows, batch in BATCHES.items()
-}
-TOLERANCE = 1e-5
+ALL = matrix("full", "LoRA")
+FEW = [
+    "full, padded, accumulation 4, a short last step",
+    "LoRA, packed, accumulation 4, a short last step",
+]
+SHORT = {"num_epochs": 1}
+SAVED = {**SAVING, **LORA, **SHORT}
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     """Train every case on one process and on two, and each on from the other's checkpoint."""
     bench = Bench.new(tmp_path_factory.mktemp("ddp"))
-    alone, together = [], []
-    for number, case in enumerate(CASES.values()):
-        alone.append(bench.config(f"one-{number}", **case))
-        together.append(bench.config(f"two-{number}", **case))
-    saving = {**LORA, "batch_size": 4, "save_steps": 3, "save_strategy": None}
-    alone.append(bench.config("one-saved", **saving))
-    together.append(bench.config("two-saved", **saving, ddp_backend="gloo", ddp_timeout=77))
-    from_one = str(bench.root / "one-saved" / "checkpoint-3")
-    from_two = str(bench.root / "two-saved" / "checkpoint-3")
-    together.append(bench.config("one-to-two", **saving, resume_from_checkpoint=from_one))
-    together.append(bench.config("two-to-two", **saving, resume_from_checkpoint=from_two))
-    run(torchrun(1, WORKER, *alone))
-    run(torchrun(2, WORKER, *together))
-    back = bench.config("two-to-one", **saving, resume_from_checkpoint=from_two)
-    run(torchrun(1, WORKER, back))
-    return bench
+    pairs = Pairs(bench)
+    for case in ALL if measures_all() else FEW:
+        pairs.compare("DDP", case, {**ALL[case], **SHORT})
+    pairs.alone("one-saved", **SAVED)
+    pairs.together("two-saved", **SAVED, ddp_backend="gloo", ddp_timeout=77)
+    for start in ("one", "two"):
+        checkpoint = bench.checkpoint(f"{start}-saved")
+        pairs.together(f"{start}-to-two", **SAVED, resume_from_checkpoint=checkpoint)
+    pairs.train()
+    pairs.alone("two-to-one", **SAVED, resume_from_checkpoint=bench.checkpoint("two-saved"))
+    pairs.train()
+    return pairs
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one(bench: Bench, case: str) -> None:
-    number = list(CASES).index(case)
-    found = differences(bench, f"one-{number}", f"two-{number}")
-    assert all(value <= TOLERANCE for value in found.values()), found
+@pytest.fixture
+def bench(pairs: Pairs) -> Bench:
+    return pairs.bench
 
 
 @pytest.mark.parametrize("other", ["one-to-two", "two-to-one"])
@@ -167,10 +153,6 @@ def test_another_number_of_rows_per_step_is_refused(bench: Bench) -> None:
     assert "`batch_size: 4` keeps them the same" in " ".join(done.stderr.split())
 
 
-def test_the_table_of_differences(bench: Bench) -> None:
-    """With NEWTUNE_PARITY set to a file, the measured differences are written to it."""
-    found = {
-        f"DDP: {case}": differences(bench, f"one-{number}", f"two-{number}")
-        for number, case in enumerate(CASES)
-    }
-    write_parity(found)
+def test_the_table_of_differences(pairs: Pairs) -> None:
+    """Two processes are one; `make parity` writes how far they differ."""
+    pairs.write_parity()

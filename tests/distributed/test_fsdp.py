@@ -1,56 +1,60 @@
-"""A model sharded over two processes trains as one process does, and is saved whole."""
+"""A model sharded over two processes trains as one process does, and is saved whole or in parts."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from launching import (
+    LORA,
+    PACKED,
+    QLORA,
+    SAVING,
+    TOLERANCE,
     Bench,
+    Pairs,
     assert_goes_on,
-    differences,
+    matrix,
+    measures_all,
     relative,
-    run,
-    torchrun,
-    write_parity,
 )
 from newtune.config.load import load_config
+from newtune.errors import ExportError
+from newtune.outputs.consolidate import consolidate, sharded_checkpoint
 from newtune.run import merge
 from newtune.training.checkpoint import saved_shapes
+from tiny import save_tiny_checkpoint
 
-pytestmark = pytest.mark.xdist_group("fsdp")  # they share two launches
+pytestmark = pytest.mark.xdist_group("fsdp")  # they share their launches
 
-WORKER = Path(__file__).with_name("worker.py")
-LORA = {
-    "adapter": "lora",
-    "lora_r": 4,
-    "lora_alpha": 8,
-    "lora_target_linear": True,
-    "lora_dropout": 0,
-}
-QLORA = {**LORA, "adapter": "qlora"}
-KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA, "qlora": QLORA}
-PACKED = {"sample_packing": True}
+KINDS: dict[str, dict[str, Any]] = {"full": {}, "qlora": QLORA}
 SHARD = {"reshard_after_forward": True}
 OFFLOAD = {"offload_params": True, "auto_wrap_policy": "NO_WRAP"}
+PARTS = {"state_dict_type": "SHARDED_STATE_DICT"}
+ONCE = {"cpu_ram_efficient_loading": True}
+READ_ONCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full, tied embeddings, kept gathered": (PACKED, {"sharding_strategy": 2}),
+    "LoRA, new tokens": ({**LORA, "special_tokens": {"pad_token": "<|padding|>"}}, SHARD),
+}
+ENGINES = {"FSDP2": SHARD, "FSDP2, all on the CPU": OFFLOAD}
+ALL = matrix("full", "LoRA", "QLoRA")
+FEW = {
+    "full, padded, accumulation 4, a short last step": ["FSDP2"],
+    "QLoRA, packed, accumulation 1": ["FSDP2, all on the CPU"],
+}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "full, padded, accumulation 1": ({"batch_size": 2}, SHARD),
-    "full, packed, accumulation 4": ({**PACKED, "batch_size": 8}, {"sharding_strategy": 2}),
-    "LoRA, padded, accumulation 4": (
+    "LoRA, by size": (
         {**LORA, "batch_size": 8},
         {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 3000},
     ),
-    "LoRA, packed, accumulation 1, recomputed": (
+    "LoRA, recomputed": (
         {**LORA, **PACKED, "batch_size": 2},
         {"activation_checkpointing": True, "transformer_layer_cls_to_wrap": "LlamaDecoderLayer"},
     ),
-    "QLoRA, packed, accumulation 1": ({**QLORA, **PACKED, "batch_size": 2}, SHARD),
-    "full, tied embeddings, padded, accumulation 2": (
-        {"batch_size": 4, "overrides_of_model_config": {"tie_word_embeddings": True}},
-        SHARD,
-    ),
-    "full, packed, parameters on the CPU": ({**PACKED, "batch_size": 4}, OFFLOAD),
     "LoRA, answers, the best at the end": (
         {
             **LORA,
@@ -60,94 +64,138 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "load_best_model_at_end": True,
             "save_strategy": None,
         },
-        SHARD,
+        {**SHARD, **PARTS},
     ),
 }
-TOLERANCE = 1e-5
-SAVING: dict[str, Any] = {"batch_size": 4, "save_steps": 3, "save_strategy": None}
+SHORT = {"num_epochs": 1}
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     """Train every case on one process and sharded over two, and each on from another's."""
     bench = Bench.new(tmp_path_factory.mktemp("fsdp"))
-    alone, together = [], []
-    for number, (case, fsdp) in enumerate(CASES.values()):
-        alone.append(bench.config(f"one-{number}", **case))
-        together.append(bench.config(f"two-{number}", **case, fsdp_config=fsdp))
-    mixed = {**LORA, **PACKED, "bf16": True, "batch_size": 4}
-    alone.append(bench.config("one-bf16", **mixed))
+    pairs = Pairs(bench)
+    for case, values in ALL.items():
+        for engine, options in ENGINES.items():
+            if measures_all() or engine in FEW.get(case, ()):
+                pairs.compare(engine, case, {**SHORT, **values}, fsdp_config=options)
+    for case, (values, options) in CASES.items():
+        pairs.compare("FSDP2", case, {**SHORT, **values}, fsdp_config=options)
+    put_weights_apart(bench)
+    for case, (values, options) in READ_ONCE.items():
+        read = {**SHORT, **values, "batch_size": 4, "base_model": "./base"}
+        pairs.compare("FSDP2, read once", case, read, fsdp_config={**options, **ONCE})
+    mixed = {**LORA, **PACKED, **SHORT, "bf16": True, "batch_size": 4}
     policy = {"mixed_precision_policy": {"reduce_dtype": "fp32"}}
-    together.append(bench.config("two-bf16", **mixed, fsdp_config=policy))
-    for kind, changes in KINDS.items():
-        saving = {**SAVING, **changes}
-        alone.append(bench.config(f"one-{kind}", **saving))
-        together.append(bench.config(f"two-{kind}", **saving, fsdp_config=SHARD))
-        for start in ("one", "two"):
-            checkpoint = str(bench.root / f"{start}-{kind}" / "checkpoint-3")
-            again = {**saving, "resume_from_checkpoint": checkpoint}
-            name = f"{start}-to-two-{kind}"
-            together.append(bench.config(name, **again, fsdp_config=SHARD))
-    run(torchrun(1, WORKER, *alone))
-    run(torchrun(2, WORKER, *together))
-    back = []
-    for kind, changes in KINDS.items():
-        checkpoint = str(bench.root / f"two-{kind}" / "checkpoint-3")
-        again = {**SAVING, **changes, "resume_from_checkpoint": checkpoint}
-        back.append(bench.config(f"two-to-one-{kind}", **again))
-    run(torchrun(1, WORKER, *back))
-    return bench
+    pairs.alone("one-bf16", **mixed)
+    pairs.together("two-bf16", **mixed, fsdp_config=policy)
+    for kind, values in KINDS.items():
+        saving = {**SAVING, **SHORT, **values}
+        pairs.alone(f"one-{kind}", **saving)
+        pairs.together(f"two-{kind}", **saving, fsdp_config=SHARD)
+        pairs.together(f"parts-{kind}", **saving, fsdp_config={**SHARD, **PARTS})
+        for start in ("one", "two", "parts"):
+            on = {**saving, "resume_from_checkpoint": bench.checkpoint(f"{start}-{kind}")}
+            pairs.together(f"{start}-to-two-{kind}", **on, fsdp_config=SHARD)
+    pairs.train()
+    for kind, values in KINDS.items():
+        for start in ("two", "parts"):
+            on = {"resume_from_checkpoint": bench.checkpoint(f"{start}-{kind}")}
+            pairs.alone(f"{start}-to-one-{kind}", **SAVING, **SHORT, **values, **on)
+    pairs.train()
+    return pairs
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_that_share_a_model_are_one(bench: Bench, case: str) -> None:
-    number = list(CASES).index(case)
-    found = differences(bench, f"one-{number}", f"two-{number}")
-    assert all(value <= TOLERANCE for value in found.values()), found
+def put_weights_apart(bench: Bench) -> None:
+    """Give each process a folder with the base of its own; that of the second has no weights."""
+    for rank in (0, 1):
+        save_tiny_checkpoint(bench.root / f"process-{rank}" / "base", tie_word_embeddings=True)
+    (bench.root / "process-1" / "base" / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("move", ["one-to-two", "two-to-one"])
-def test_a_run_goes_on_sharded_or_not(bench: Bench, kind: str, move: str) -> None:
-    assert_goes_on(bench, f"one-{kind}", f"{move}-{kind}", tolerance=TOLERANCE)
+def test_the_table_of_differences(pairs: Pairs) -> None:
+    """Two processes that share a model are one; `make parity` writes how far they differ."""
+    pairs.write_parity()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sharded_as_before_a_run_goes_on_bit_for_bit(bench: Bench, kind: str) -> None:
-    assert_goes_on(bench, f"two-{kind}", f"two-to-two-{kind}", tolerance=0)
+@pytest.mark.parametrize("move", ["one-to-two", "two-to-one", "parts-to-one"])
+def test_a_run_goes_on_sharded_or_not(pairs: Pairs, kind: str, move: str) -> None:
+    assert_goes_on(pairs.bench, f"one-{kind}", f"{move}-{kind}", tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_files_are_those_of_one_process(bench: Bench, kind: str) -> None:
+@pytest.mark.parametrize("start", ["two", "parts"])
+def test_sharded_as_before_a_run_goes_on_bit_for_bit(pairs: Pairs, kind: str, start: str) -> None:
+    assert_goes_on(pairs.bench, f"two-{kind}", f"{start}-to-two-{kind}", tolerance=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_are_those_of_one_process(pairs: Pairs, kind: str) -> None:
     for folder in (".", "checkpoint-3"):
         one, two = (
-            json.loads((bench.root / f"{name}-{kind}" / folder / "manifest.json").read_text())
+            json.loads((pairs.bench.root / f"{name}-{kind}" / folder / "manifest.json").read_text())
             for name in ("one", "two")
         )
         plain, of_ranks = {"rng_state.pth"}, {"rng_state_0.pth", "rng_state_1.pth"}
         assert one["files"].keys() - plain == two["files"].keys() - of_ranks
         assert one.get("base") == two.get("base")
-        shapes = [saved_shapes(bench.root / f"{name}-{kind}" / folder) for name in ("one", "two")]
+        shapes = [
+            saved_shapes(pairs.bench.root / f"{name}-{kind}" / folder) for name in ("one", "two")
+        ]
         assert shapes[0] == shapes[1] != {}
 
 
-def test_an_adapter_trained_over_a_sharded_base_is_merged(bench: Bench) -> None:
-    config = bench.config("two-qlora", **SAVING, **QLORA, fsdp_config=SHARD)
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_parts_no_file_holds_the_whole(pairs: Pairs, kind: str) -> None:
+    whole, parts = (pairs.bench.root / f"{name}-{kind}/checkpoint-3" for name in ("two", "parts"))
+    manifest = json.loads((parts / "manifest.json").read_text())
+    written = {name for name in manifest["files"] if name.startswith("sharded/")}
+    assert written == {"sharded/.metadata", "sharded/__0_0.distcp", "sharded/__1_0.distcp"}
+    assert not list(parts.glob("*.safetensors"))
+    assert not (parts / "optimizer.pt").exists()
+    assert {path.name for path in whole.glob("*.json")} - {"manifest.json"} <= {
+        path.name for path in parts.iterdir()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_are_put_together(pairs: Pairs, kind: str, tmp_path: Path) -> None:
+    root = pairs.bench.root
+    done = consolidate(sharded_checkpoint(root / f"parts-{kind}"), tmp_path, most_bytes=50_000)
+    whole = root / f"two-{kind}" / done.source.name  # the same run
+    assert saved_shapes(tmp_path) == saved_shapes(whole)
+    ours, theirs = (
+        {
+            name: value
+            for path in folder.glob("*.safetensors")
+            for name, value in load_file(path).items()
+        }
+        for folder in (tmp_path, whole)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert done.manifest.files.keys() == {path.name for path in tmp_path.iterdir()} - {
+        "manifest.json"
+    }
+    if kind == "full":
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1  # one file's tensors at a time
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert sum(value.numel() for value in model.parameters()) == done.manifest.parameters
+
+
+def test_what_is_whole_already_is_said(pairs: Pairs) -> None:
+    with pytest.raises(ExportError, match="its weights are whole already"):
+        sharded_checkpoint(pairs.bench.root / "two-full")
+
+
+def test_an_adapter_trained_over_a_sharded_base_is_merged(pairs: Pairs) -> None:
+    config = pairs.bench.config("two-qlora", **SAVING, **SHORT, **QLORA, fsdp_config=SHARD)
     merged = merge(load_config(config, []))  # refused unless it computes as the adapter does
     assert (merged.folder / "model.safetensors").is_file()
 
 
-def test_in_bfloat16_the_loss_goes_down_alike(bench: Bench) -> None:
-    one, two = bench.lines("one-bf16"), bench.lines("two-bf16")
+def test_in_bfloat16_the_loss_goes_down_alike(pairs: Pairs) -> None:
+    one, two = pairs.bench.lines("one-bf16"), pairs.bench.lines("two-bf16")
     losses = [(a["loss"], b["loss"]) for a, b in zip(one, two, strict=True) if "loss" in a]
     assert losses[-1][0] < losses[0][0]
     assert all(relative(b, a) < 0.02 for a, b in losses), losses
-
-
-def test_the_table_of_differences(bench: Bench) -> None:
-    """With NEWTUNE_PARITY set to a file, the measured differences are written to it."""
-    found = {
-        f"FSDP2: {case}": differences(bench, f"one-{number}", f"two-{number}")
-        for number, case in enumerate(CASES)
-    }
-    write_parity(found)

@@ -35,8 +35,8 @@ NAMES = ("newtune-a", "newtune-b")
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
 def why_not() -> str:
@@ -49,7 +49,7 @@ def why_not() -> str:
         ip("netns", "add", "newtune-probe")
         ip("netns", "del", "newtune-probe")
     except subprocess.CalledProcessError as error:
-        return error.stderr.decode()
+        return str(error.stderr)
     return ""
 
 
@@ -112,7 +112,8 @@ def test_a_machine_is_cut_off_and_brought_back(machines: None, tmp_path: Path) -
         ip("-n", NAMES[1], "link", "set", "eth0", "down")
         first.wait_until(lambda: "All processes end" in first.said, "the first machine's message")
         # a cluster gives the machine up, and starts it again
-        second.process.send_signal(signal.SIGKILL)
+        for pid in ip("netns", "pids", NAMES[1]).split():
+            os.kill(int(pid), signal.SIGKILL)
         second.process.wait()
         ip("-n", NAMES[1], "link", "set", "eth0", "up")
         again = on_machine(1, config, "--resume")

@@ -1,75 +1,73 @@
 """Two processes that share every layer train as one process does; with sharding, four do."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from launching import Bench, assert_goes_on, differences, run, torchrun, write_parity
+from launching import (
+    LORA,
+    PACKED,
+    TOLERANCE,
+    Bench,
+    Pairs,
+    assert_goes_on,
+    differences,
+    matrix,
+    measures_all,
+)
 from newtune.training.checkpoint import saved_shapes
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tensor")]  # they share a launch
+pytestmark = pytest.mark.xdist_group("tensor")  # they share their launches
 
-WORKER = Path(__file__).with_name("worker.py")
-LORA = {
-    "adapter": "lora",
-    "lora_r": 4,
-    "lora_alpha": 8,
-    "lora_target_linear": True,
-    "lora_dropout": 0.1,
-}
-SAVING: dict[str, Any] = {"save_steps": 3, "save_strategy": None, "num_epochs": 1}
-CASES: dict[str, dict[str, Any]] = {
-    "full, packed, accumulation 4, a short last step": {
-        **SAVING,
-        "sample_packing": True,
-        "batch_size": 4,
-    },
-    "LoRA on all layers, with dropout, padded, accumulation 2": {**LORA, **SAVING, "batch_size": 2},
-}
 SPLIT = {"tensor_parallel_size": 2}
-TOLERANCE = 1e-5
+SHORT = {"num_epochs": 1}
+ALL = matrix("full", "LoRA", rows=1)
+FEW: list[str] = []
+SAVING = {**SHORT, "batch_size": 4, "save_steps": 3, "save_strategy": None}
+SAVED = {"full": {**SAVING, **PACKED}, "lora": {**SAVING, **LORA, "lora_dropout": 0.1}}
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     """Train every case on one process and on two, and on from what two have saved."""
-    bench = Bench.new(tmp_path_factory.mktemp("tensor"))
-    alone, together = [], []
-    for number, case in enumerate(CASES.values()):
-        alone.append(bench.config(f"one-{number}", **case))
-        together.append(bench.config(f"two-{number}", **case, **SPLIT))
-        on = {**case, "resume_from_checkpoint": str(bench.root / f"two-{number}" / "checkpoint-3")}
-        together.append(bench.config(f"two-to-two-{number}", **on, **SPLIT))
-        alone.append(bench.config(f"two-to-one-{number}", **on))
-    run(torchrun(2, WORKER, *together))
-    run(torchrun(1, WORKER, *alone))
-    return bench
+    pairs = Pairs(Bench.new(tmp_path_factory.mktemp("tensor")))
+    for case in ALL if measures_all() else FEW:
+        pairs.compare("TP", case, {**ALL[case], **SHORT}, **SPLIT)
+    for name, values in SAVED.items():
+        pairs.alone(f"one-{name}", **values)
+        pairs.together(f"two-{name}", **values, **SPLIT)
+        on = {**values, "resume_from_checkpoint": pairs.bench.checkpoint(f"two-{name}")}
+        pairs.together(f"two-to-two-{name}", **on, **SPLIT)
+    pairs.train()
+    on = {**SAVED["full"], "resume_from_checkpoint": pairs.bench.checkpoint("two-full")}
+    pairs.alone("two-to-one-full", **on)
+    pairs.train()
+    return pairs
 
 
-@pytest.mark.parametrize("number", range(len(CASES)))
-def test_two_processes_that_share_layers_are_one(bench: Bench, number: int) -> None:
-    found = differences(bench, f"one-{number}", f"two-{number}")
+def test_the_table_of_differences(pairs: Pairs) -> None:
+    """Two processes that share layers are one; `make parity` writes how far they differ."""
+    pairs.write_parity()
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_run_is_as_on_one_process_and_goes_on_split_or_not(pairs: Pairs, name: str) -> None:
+    found = differences(pairs.bench, f"one-{name}", f"two-{name}")
     assert all(value <= TOLERANCE for value in found.values()), found
+    assert_goes_on(pairs.bench, f"two-{name}", f"two-to-two-{name}", tolerance=0)
+    if name == "full":  # what dropout draws after resuming is another process's
+        assert_goes_on(pairs.bench, "one-full", "two-to-one-full", tolerance=TOLERANCE)
 
 
-@pytest.mark.parametrize("number", range(len(CASES)))
-def test_a_run_goes_on_split_or_not(bench: Bench, number: int) -> None:
-    assert_goes_on(bench, f"two-{number}", f"two-to-two-{number}", tolerance=0)
-    if number == 0:  # what dropout draws after resuming is another process's
-        assert_goes_on(bench, f"one-{number}", f"two-to-one-{number}", tolerance=TOLERANCE)
-
-
-@pytest.mark.parametrize("number", range(len(CASES)))
-def test_what_is_written_is_whole(bench: Bench, number: int) -> None:
+@pytest.mark.parametrize("name", SAVED)
+def test_what_is_written_is_whole(pairs: Pairs, name: str) -> None:
     for folder in (".", "checkpoint-3"):
-        one, two = (bench.root / f"{name}-{number}" / folder for name in ("one", "two"))
+        one, two = (pairs.bench.root / f"{by}-{name}" / folder for by in ("one", "two"))
         assert saved_shapes(one) == saved_shapes(two) != {}
 
 
-def test_both_processes_have_the_same_rows(bench: Bench) -> None:
-    plan = json.loads((bench.root / "two-0" / "plan.json").read_text())
+def test_both_processes_have_the_same_rows(pairs: Pairs) -> None:
+    plan = json.loads((pairs.bench.root / "two-full" / "plan.json").read_text())
     steps = plan["training"]["steps"]
     assert (steps["world_size"], steps["accumulation"], steps["rows_per_step"]) == (1, 4, 4)
     said = "2 processes share every layer and its rows"
@@ -77,33 +75,17 @@ def test_both_processes_have_the_same_rows(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_four_processes_that_share_layers_and_parameters_are_one(tmp_path: Path) -> None:
-    bench = Bench.new(tmp_path)
+def test_the_table_of_four_processes_that_share_layers_and_parameters(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    pairs = Pairs(Bench.new(tmp_path_factory.mktemp("four")), processes=4)
     split = {**SPLIT, "dp_shard_size": 2}
-    alone, together = [], []
-    for name, changes in {"full": {"sample_packing": True}, "lora": LORA}.items():
-        case = {**SAVING, **changes, "batch_size": 4}
-        if "lora_dropout" in case:
-            case["lora_dropout"] = 0
-        on = {**case, "resume_from_checkpoint": str(tmp_path / f"four-{name}" / "checkpoint-3")}
-        alone.append(bench.config(f"one-{name}", **case))
-        together.append(bench.config(f"four-{name}", **case, **split))
-        together.append(bench.config(f"four-on-{name}", **on, **split))
-    run(torchrun(4, WORKER, *together))
-    run(torchrun(1, WORKER, *alone))
-    found = {}
-    for name in ("full", "lora"):
-        values = differences(bench, f"one-{name}", f"four-{name}")
-        assert all(value <= TOLERANCE for value in values.values()), values
-        assert_goes_on(bench, f"four-{name}", f"four-on-{name}", tolerance=0)
-        found[f"TP 2 × FSDP2 2: {name}"] = values
-    write_parity(found)
-
-
-def test_the_table_of_differences(bench: Bench) -> None:
-    """With NEWTUNE_PARITY set to a file, the measured differences are written to it."""
-    found = {
-        f"TP: {case}": differences(bench, f"one-{number}", f"two-{number}")
-        for number, case in enumerate(CASES)
-    }
-    write_parity(found)
+    for name, values in SAVED.items():
+        case = {**values, "lora_dropout": 0} if name == "lora" else values
+        pairs.compare("TP 2 × FSDP2 2", name, case, **split)
+        checkpoint = pairs.bench.checkpoint(f"TP 2 × FSDP2 2: {name}")
+        pairs.together(f"four-on-{name}", **case, **split, resume_from_checkpoint=checkpoint)
+    pairs.train()
+    for name in SAVED:
+        assert_goes_on(pairs.bench, f"TP 2 × FSDP2 2: {name}", f"four-on-{name}", tolerance=0)
+    pairs.write_parity()

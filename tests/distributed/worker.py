@@ -41,6 +41,9 @@ def main() -> None:
     """Train, then write what was heard."""
     configs = [Path(word) for word in sys.argv[1:]]
     for config in configs:
+        own = config.parent / f"process-{os.environ['RANK']}"
+        if own.is_dir():  # what a relative path means differs
+            os.chdir(own)
         train(load_config(config, []))
     group = Group.of(World.current())
     if group.size > 1:

@@ -110,6 +110,22 @@ def merge(
     call("merge", config, context.args, dtype=dtype, overwrite=overwrite, keep=keep)
 
 
+@app.command("merge-sharded-fsdp-weights", context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
+def merge_sharded(
+    context: typer.Context,
+    run: ConfigOrFolder,
+    *,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Empty: `consolidated` in the run's.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace earlier weights there.")
+    ] = False,
+) -> None:
+    """Put a checkpoint in parts (SHARDED_STATE_DICT) together as ordinary safetensors."""
+    call("merge_sharded", run, context.args, to=to, overwrite=overwrite)
+
+
 @app.command(context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)
 def export(
     context: typer.Context,

@@ -12,6 +12,7 @@ from rich.text import Text
 from newtune.data.inspect.visible import safe
 
 if TYPE_CHECKING:
+    from newtune.outputs.consolidate import Consolidated
     from newtune.outputs.load import Loaded
     from newtune.outputs.merge import Merged
     from newtune.run import Evaluation
@@ -35,6 +36,16 @@ def show_merge(merged: "Merged", config_path: Path) -> None:
                   f"(base: {report.equal_greedy_base:.2%})")  # fmt: skip
     table.add_row("verdict", "[green]the merged model is what was trained[/]")
     table.add_row("next", Text(safe(f"newtune chat {config_path}")))
+    Console().print(table)
+
+
+def show_consolidated(done: "Consolidated") -> None:
+    """Print what a checkpoint in parts became."""
+    table, manifest = _pairs(), done.manifest
+    table.add_row("parts of", Text(safe(str(done.source))))
+    table.add_row("written", Text(safe(str(done.folder))))
+    holds = f"{manifest.kind}: {manifest.parameters:,} parameters, {manifest.dtype}"
+    table.add_row("holds", f"{holds}, {done.tensors} tensors")
     Console().print(table)
 
 

@@ -15,11 +15,12 @@ class FsdpSection(Section):
     offload_params: bool | None = None
     """Keep sharded parameters on the CPU."""
     cpu_ram_efficient_loading: bool | None = None
-    """One process reads the weights and hands them out. newtune's processes read them each."""
+    """Only the first process reads the weights, and hands them out piece by piece."""
     cpu_offload_pin_memory: bool | None = None
     """Page-locked memory for offloaded parameters."""
     state_dict_type: StateDict | None = None
-    """Form of the checkpoints during the run. newtune writes whole ones."""
+    """Form of the checkpoints during the run: whole, or in parts (SHARDED_STATE_DICT) that
+    `newtune merge-sharded-fsdp-weights` puts together."""
     final_state_dict_type: StateDict | None = None
     """Form of the final weights. newtune writes whole ones."""
     auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"] | None = None

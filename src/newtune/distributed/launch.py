@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # accelerate's own dependency
+from torch.distributed import DistStoreError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -24,6 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from newtune.distributed.rounds import OPT_OUT, FreshStores
 from newtune.distributed.watch import FAILED, INTERRUPTED, LOST_PROCESS, USER_ERROR
 from newtune.errors import SetupError
 from newtune.logs import logger
@@ -62,7 +64,9 @@ def launch(plan: Launch, words: Sequence[str]) -> int:
     if plan.rendezvous and (interface := _interface(_own_address(plan.rendezvous))):
         # gloo binds to the machine's name otherwise, which may stand for 127.0.0.1
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    handler = get_rendezvous_handler(_rendezvous(plan))
+    os.environ[OPT_OUT] = "1"
+    own_address = _own_address(plan.rendezvous)
+    handler = FreshStores(get_rendezvous_handler(_rendezvous(plan)), own_address)
     spec = WorkerSpec(
         role="newtune",
         local_world_size=plan.processes,
@@ -70,14 +74,14 @@ def launch(plan: Launch, words: Sequence[str]) -> int:
         entrypoint=sys.executable,
         args=("-m", "newtune.cli.train", *words),
         max_restarts=plan.max_restarts,
-        local_addr=_own_address(plan.rendezvous),
+        local_addr=own_address,
     )
     agent = Agent(spec, DefaultLogsSpecs(), shutdown_timeout=GRACE_SECONDS)
     try:
         return exit_code(agent.run())
     except SignalException:
         return INTERRUPTED
-    except (RendezvousTimeoutError, RendezvousConnectionError) as error:
+    except (RendezvousTimeoutError, RendezvousConnectionError, DistStoreError) as error:
         raise SetupError(_not_found(plan, error)) from error
     finally:
         handler.shutdown()

@@ -2,15 +2,24 @@
 
 import pickle
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
 
 from newtune.errors import ModelError
 from newtune.hub import HubError
@@ -38,16 +47,19 @@ def load_model(
     *,
     tokenizer: PreTrainedTokenizerBase,
     new_token_ids: Sequence[int] | None = None,
+    empty: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """Return the model on its device, in its number formats, with what trains marked.
 
     `new_token_ids`: tokens whose embedding rows an adapter trains besides (`new_token_ids` of
-    `model/tokenizer.py`); None = those that the checkpoint has no row for.
+    `model/tokenizer.py`); None = those that the checkpoint has no row for. With `empty`, no weights
+    are read: parameters are on the meta device, until another process hands them out.
 
     Raises:
         ModelError: weights missing, partial or unsafe; an adapter that fits no module.
     """
-    base = load_base(plan, trained=adapter is None and not plan.unfrozen_parameters)
+    trained = adapter is None and not plan.unfrozen_parameters
+    base = empty_base(plan, trained=trained) if empty else load_base(plan, trained=trained)
     known = _embeddings(base).shape[0]
     grow_embeddings(base, len(tokenizer), multiple=plan.embedding_multiple)
     install_head(base)
@@ -64,11 +76,13 @@ def load_model(
         if adapter.repairs_quantization:
             _repair_quantization(model, plan)
     store_trained_as(model, getattr(torch, plan.precision.trained_weights))
-    bring_in_place(model, plan)
+    if not empty:
+        bring_in_place(model, plan)
     if plan.gradient_checkpointing:
         checkpoint_layers(model, dict(plan.gradient_checkpointing_kwargs))
     model.train()
-    _check_itself(model, plan)
+    if not empty:
+        _check_itself(model, plan)
     return model
 
 
@@ -133,19 +147,51 @@ def load_base(
     return plain(model, plan.quantization, getattr(torch, plan.precision.frozen_weights))
 
 
-def _load(
-    plan: ModelPlan, source: Source, *, trained: bool = False, quantized: bool = False
-) -> PreTrainedModel:
-    config = read_config(
+def empty_base(plan: ModelPlan, *, trained: bool = False) -> PreTrainedModel:
+    """Return the base model as `load_base` does, but without weights; buffers are computed."""
+    register_attention()
+    config = _config(plan)
+    builder = model_builder(plan.model_class)
+    arguments: dict[str, Any] = {
+        "dtype": _dtype(plan, trained=trained),
+        "attn_implementation": plan.attention,
+    }
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        model: PreTrainedModel = (
+            builder._from_config(config, **arguments)
+            if issubclass(builder, PreTrainedModel)
+            else builder.from_config(config, trust_remote_code=plan.trust_remote_code, **arguments)
+        )
+    model.tie_weights()  # the context gives each of two tied names a parameter of its own
+    with suppress(OSError):  # there is none
+        model.generation_config = GenerationConfig.from_pretrained(
+            plan.source, revision=plan.revision or "main"
+        )
+    return model
+
+
+def _config(plan: ModelPlan) -> PreTrainedConfig:
+    return read_config(
         plan.config_source,
         revision=plan.revision if plan.config_source == plan.source else None,
         trust_remote_code=plan.trust_remote_code,
         overrides=plan.config_overrides,
     )
+
+
+def _dtype(plan: ModelPlan, *, trained: bool) -> torch.dtype:
     precision = plan.precision
+    name = precision.trained_weights if trained else precision.frozen_weights
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _load(
+    plan: ModelPlan, source: Source, *, trained: bool = False, quantized: bool = False
+) -> PreTrainedModel:
     arguments: dict[str, Any] = {
-        "config": config,
-        "dtype": getattr(torch, precision.trained_weights if trained else precision.frozen_weights),
+        "config": _config(plan),
+        "dtype": _dtype(plan, trained=trained),
         "attn_implementation": plan.attention,
         "revision": plan.revision or "main",
         **source.arguments,

@@ -35,11 +35,11 @@ class Inputs:
     @classmethod
     def of(
         cls,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel | PeftModel | None,
         plan: ModelPlan,
         data: PreparedData | StreamedData,
     ) -> "Inputs":
-        """Return the digests of a model that was just loaded, and of its data."""
+        """Return the digests of a model that was just loaded (None: not here), and of its data."""
         digest = data.folder.name if isinstance(data, PreparedData) else None
         if not isinstance(model, PeftModel):
             return cls(None, None, digest)

@@ -1,6 +1,7 @@
 """How several processes train one model: decided before weights load."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from newtune.config.parallel import FsdpSection
@@ -38,7 +39,6 @@ DONE_BY_FSDP2: Mapping[str, str] = {
     "sync_module_states": "every process reads the same weights",
     "backward_prefetch": "FSDP2 prefetches by itself",
     "forward_prefetch": "FSDP2 prefetches by itself",
-    "cpu_ram_efficient_loading": "every process reads the weights itself, on the CPU",
 }
 RESHARDS = {
     "FULL_SHARD": True,
@@ -51,6 +51,11 @@ RESHARDS = {
     "5": False,
 }
 OTHER_STRATEGIES = {"NO_SHARD": "shards nothing", "3": "shards nothing (NO_SHARD)"}
+DRAWN_INITS = (True, False, "gaussian", "orthogonal")
+"""First values of an adapter that do not depend on the weights below it."""
+IN_PARTS = ("SHARDED_STATE_DICT", "LOCAL_STATE_DICT")
+"""The second is FSDP1's, which only as many processes could read."""
+WHOLE = "a result is an ordinary model or adapter"
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPE_KEYS = ("param_dtype", "reduce_dtype", "output_dtype")
 
@@ -83,6 +88,9 @@ def plan_parallel(
     sizes = given_sizes(config)
     asks_to_shard = bool(section.given()) or (keys.dp_shard_size or 1) > 1
     fsdp = plan_fsdp(section, world, ledger) if asks_to_shard else None
+    if fsdp is not None and section.cpu_ram_efficient_loading and world.size > 1:
+        obstacle = _obstacle_to_loading_once(config, adapter, quantization)
+        fsdp = replace(fsdp, loads_once=_loads_once(obstacle, ledger))
     if world.size == 1:
         _answer_alone(section, {**options, **sizes}, ledger)
         placed = placement_of_one(config)
@@ -122,6 +130,28 @@ def plan_parallel(
         find_unused_parameters=bool(keys.ddp_find_unused_parameters),
     )
     return ledger.decide("training.parallel", plan, _why(plan, world))
+
+
+def _loads_once(obstacle: str | None, ledger: Ledger) -> bool:
+    key = "fsdp_config.cpu_ram_efficient_loading"
+    if obstacle is not None:
+        ledger.notice(f"`{key}` has no effect in this run: {obstacle}. Every process reads it all.")
+    return obstacle is None
+
+
+def _obstacle_to_loading_once(
+    config: RunConfig, adapter: AdapterPlan | None, quantization: QuantizationPlan | None
+) -> str | None:
+    """Return why every process needs the whole weights while the model is made, if it does."""
+    if quantization is not None:
+        return "a quantised base's statistics are not handed out"
+    if (config.parallel.tensor_parallel_size or 1) > 1:
+        return "layers that are split are read by every process"
+    if adapter is not None and adapter.continue_from is not None:
+        return "the adapter to go on from is laid over the weights"
+    if adapter is not None and adapter.init not in DRAWN_INITS:
+        return f"the adapter starts from the weights (`peft_init_lora_weights: {adapter.init}`)"
+    return None
 
 
 def hang_timeout_of(config: RunConfig) -> int:
@@ -172,9 +202,8 @@ def plan_fsdp(section: FsdpSection, world: World, ledger: Ledger) -> FsdpPlan:
     for key, instead in DONE_BY_FSDP2.items():
         if getattr(section, key) is not None:
             ledger.notice(f"`fsdp_config.{key}` has no effect in this run: {instead}.")
-    for key in ("state_dict_type", "final_state_dict_type"):
-        if getattr(section, key) not in (None, "FULL_STATE_DICT"):
-            ledger.notice(f"`fsdp_config.{key}` runs as FULL_STATE_DICT: what is written is whole.")
+    if section.final_state_dict_type not in (None, "FULL_STATE_DICT"):
+        ledger.notice(f"`fsdp_config.final_state_dict_type` runs as FULL_STATE_DICT: {WHOLE}.")
     wrap = {"SIZE_BASED_WRAP": "size", "NO_WRAP": "nothing"}.get(section.auto_wrap_policy or "")
     classes = section.transformer_layer_cls_to_wrap or ()
     pin = section.cpu_offload_pin_memory
@@ -186,6 +215,7 @@ def plan_fsdp(section: FsdpSection, world: World, ledger: Ledger) -> FsdpPlan:
         layer_classes=tuple(classes.split(",")) if isinstance(classes, str) else tuple(classes),
         least_parameters=section.min_num_params or 0,
         dtypes=dict(_dtypes(section.mixed_precision_policy)),
+        writes_parts=section.state_dict_type in IN_PARTS,
     )
 
 

@@ -218,6 +218,10 @@ class FsdpPlan:
     least_parameters: int = 0
     dtypes: Mapping[str, str] = field(default_factory=dict)
     """param_dtype, reduce_dtype, output_dtype → torch's name; empty = those of the parameters."""
+    loads_once: bool = False
+    """Only the first process reads the weights, and hands them out piece by piece."""
+    writes_parts: bool = False
+    """Checkpoints hold weights and optimizer state as each process has them, not whole."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +273,11 @@ class ParallelPlan:
     bucket_cap_mb: float | None = None
     broadcast_buffers: bool | None = None
     find_unused_parameters: bool = False
+
+    @property
+    def loads_once(self) -> bool:
+        """Tell whether only the first process reads the weights."""
+        return self.fsdp is not None and self.fsdp.loads_once
 
     @property
     def places_by_parts(self) -> bool:

@@ -3,7 +3,8 @@
 checkpoint-N/
   adapter_model.safetensors, adapter_config.json   or   model*.safetensors, config.json
   tokenizer files
-  optimizer.pt        state by parameter name (`optim.named_state`)
+  optimizer.pt        state by parameter name (`optimizer_state.named_state`)
+  sharded/            instead of weights and state, with parts by each process (`shards.py`)
   scheduler.pt, scaler.pt (fp16), rng_state.pth (rng_state_R.pth for each of several processes)
   trainer_state.json  transformers' own: step, epoch, best metric, log history
   newtune_state.json  what our callbacks remember
@@ -34,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 from newtune.errors import ConfigError, ModelError, Problem, TrainingError
 from newtune.logs import notice
 from newtune.model.relora import has_past, has_rounds, load_rounds, save_rounds
+from newtune.model.shards import MODEL, Shards, is_sharded
 from newtune.run_dir import CHECKPOINT, MANIFEST, RunDir, write_json
 
 Model = PreTrainedModel | PeftModel
@@ -42,7 +44,7 @@ STATE_FILE = "newtune_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULER_FILE = "scheduler.pt"
 RNG_FILE = "rng_state.pth"
-PARTIAL, REPLACED = ".partial", ".replaced"
+PARTIAL, REPLACED, PARTS = ".partial", ".replaced", ".parts"
 FORMAT = 1
 
 
@@ -68,7 +70,7 @@ def written_aside(root: Path, step: int, **facts: Any) -> Iterator[Path]:
         _seal(partial, {"format": FORMAT, "step": step, **facts})
         _move_into_place(partial, final)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(_cannot_save(error, root, step)) from error
+        raise TrainingError(cannot_save(error, root, step)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -108,7 +110,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         }
 
 
-def _cannot_save(error: Exception, root: Path, step: int) -> str:
+def cannot_save(error: Exception, root: Path, step: int) -> str:
+    """Say why a checkpoint was not written, and which one is kept."""
     kept = RunDir(root).checkpoints()
     remains = f"The last complete checkpoint is {kept[-1]}." if kept else "No checkpoint is kept."
     if is_disk_full(error):
@@ -249,7 +252,7 @@ def remove_partials(root: Path) -> None:
         final = path.with_suffix("")
         if path.suffix == REPLACED and not final.exists():
             path.rename(final)
-        elif path.suffix in (PARTIAL, REPLACED):
+        elif path.suffix in (PARTIAL, REPLACED, PARTS):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -353,10 +356,8 @@ def load_weights(model: Model, checkpoint: Path) -> None:
     Raises:
         TrainingError: the checkpoint is of another model: names or shapes differ.
     """
-    weights: dict[str, torch.Tensor] = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        weights |= load_file(path)
     try:
+        weights = _read_weights(checkpoint)
         if isinstance(model, PeftModel) and (has_past(model) or has_rounds(model, weights)):
             load_rounds(model, weights)
             return
@@ -375,6 +376,15 @@ def load_weights(model: Model, checkpoint: Path) -> None:
     if missing or result.unexpected_keys:
         names = ", ".join([*missing, *result.unexpected_keys][:6])
         raise TrainingError(f"{checkpoint} does not fit this model: {names}")
+
+
+def _read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    if is_sharded(checkpoint):
+        return Shards.of(checkpoint).below(MODEL)
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        weights |= load_file(path)
+    return weights
 
 
 def _is_trained(parameter: torch.nn.Parameter | None) -> bool:

@@ -3,12 +3,14 @@
 engine = start_engine(plan, model, group)    # `training/engines.py`, by `ParallelPlan.engine`
 
 The trainer asks its engine and never which one it is. What an engine writes is whole: an ordinary
-model, optimizer state by parameter name. So any engine goes on from what another one wrote.
+model, optimizer state by parameter name; or in parts, by the same names. So any engine goes on from
+what another one wrote.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
@@ -16,8 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer
 
-from newtune.training.checkpoint import Model
+from newtune.training.checkpoint import Model, load_weights
 from newtune.training.optimizer_state import load_named_state, named_state
+from newtune.training.run_state import read_optimizer_state
+
+Values = Literal["all", "trained", "none"]
+"""Which values of parameters are asked for."""
 
 
 class Engine(Protocol):
@@ -48,25 +54,31 @@ class Engine(Protocol):
         ...
 
     @contextmanager
-    def whole(self, *, trained_only: bool) -> Iterator[Model]:
+    def whole(self, values: Values) -> Iterator[Model]:
         """Yield the model as on one process; its values are there on the first process.
 
-        With `trained_only`, what is frozen may be empty (on the meta device).
+        Those that are not asked for may be empty (on the meta device).
         """
         ...
 
-    def load(self, read: Callable[[Model], None]) -> None:
-        """Let `read` load weights into the model as on one process, and take them over."""
+    @property
+    def writes_parts(self) -> bool:
+        """Tell whether checkpoints hold weights and optimizer state in parts (`shards.py`)."""
+        ...
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Load the weights that any engine saved."""
         ...
 
     def optimizer_state(self, optimizer: AcceleratedOptimizer) -> dict[str, Any]:
-        """Return `named_state` with whole tensors; its values are there on the first process."""
+        """Return `named_state` with whole tensors; its values are there on the first process.
+
+        Where parts are written, each process has its own.
+        """
         ...
 
-    def load_optimizer_state(
-        self, optimizer: AcceleratedOptimizer, saved: Mapping[str, Any]
-    ) -> None:
-        """Take over what `optimizer_state` of any engine returned."""
+    def load_optimizer_state(self, optimizer: AcceleratedOptimizer, checkpoint: Path) -> None:
+        """Load the optimizer's state that any engine saved."""
         ...
 
 
@@ -74,6 +86,7 @@ class Replica:
     """Every process holds the whole model; DDP averages the gradients of several."""
 
     forwards_together = False
+    writes_parts = False
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -95,20 +108,18 @@ class Replica:
         """Do nothing."""
 
     @contextmanager
-    def whole(self, *, trained_only: bool) -> Iterator[Model]:
+    def whole(self, values: Values) -> Iterator[Model]:
         """Yield the model."""
         yield self.model
 
-    def load(self, read: Callable[[Model], None]) -> None:
+    def load_weights(self, checkpoint: Path) -> None:
         """Load weights into the model."""
-        read(self.model)
+        load_weights(self.model, checkpoint)
 
     def optimizer_state(self, optimizer: AcceleratedOptimizer) -> dict[str, Any]:
         """Return the state by parameter name."""
         return named_state(optimizer, self.model)
 
-    def load_optimizer_state(
-        self, optimizer: AcceleratedOptimizer, saved: Mapping[str, Any]
-    ) -> None:
-        """Take the state over."""
-        load_named_state(optimizer.optimizer, self.model, saved)
+    def load_optimizer_state(self, optimizer: AcceleratedOptimizer, checkpoint: Path) -> None:
+        """Load the state by parameter name."""
+        load_named_state(optimizer.optimizer, self.model, read_optimizer_state(checkpoint))

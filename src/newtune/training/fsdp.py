@@ -1,17 +1,19 @@
 """FSDP2: each process keeps a part of every parameter, and gathers a layer while it computes.
 
 engine = FullySharded.start(model, plan, group)   # in place; the optimizer is made after it
-with engine.whole(trained_only=True) as model:    # on the first process an ordinary model again
+with engine.whole("trained") as model:            # on the first process an ordinary model again
     ...
 
-What is written is always whole: the first process holds an empty twin of the model, made before the
-model was sharded, which is filled with gathered parameters. So every check of a checkpoint or a
-result is the same as without sharding. (Zhao et al. 2023, arXiv:2304.11277; torch's `fully_shard`.)
+What is written is whole, unless checkpoints in parts are asked for: the first process holds an
+empty twin of the model, made before the model was sharded, which is filled with gathered
+parameters. So every check of a checkpoint or a result is the same as without sharding. (Zhao et al.
+2023, arXiv:2304.11277; torch's `fully_shard`.)
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -36,9 +38,14 @@ from newtune.distributed.group import Group
 from newtune.errors import ConfigError, Problem
 from newtune.model.head import base_model
 from newtune.model.quantization import layers_of_four_bits
+from newtune.model.shards import is_sharded
 from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
-from newtune.training.checkpoint import Model
+from newtune.training.checkpoint import Model, load_weights
+from newtune.training.engine import Values
+from newtune.training.hand_out import HandOut
 from newtune.training.optimizer_state import load_named_state, named_state
+from newtune.training.run_state import read_optimizer_state
+from newtune.training.shards import load_weight_shards, optimizer_of_shards
 from newtune.training.tensor import split_layers
 from newtune.training.twin import Twin, room_for
 
@@ -48,9 +55,10 @@ class FullySharded:
 
     forwards_together = True
 
-    def __init__(self, model: Model, twin: Twin) -> None:
+    def __init__(self, model: Model, twin: Twin, *, writes_parts: bool = False) -> None:
         self.model = model
         self.twin = twin
+        self.writes_parts = writes_parts
 
     @classmethod
     def start(cls, model: Model, plan: ParallelPlan, group: Group) -> "FullySharded":
@@ -62,10 +70,10 @@ class FullySharded:
             model.to(torch.device(group.device))  # type: ignore[arg-type]  # mypy loses the overload
         if plan.fsdp is not None:
             names = [name for name in axes.mesh_dim_names or () if name != "tensor"]
-            shard(model, plan.fsdp, axes[tuple(names)])
+            shard(model, plan.fsdp, axes[tuple(names)], group)
         for layer in layers_of_four_bits(model):  # torch moves only parameters
             layer.quant_state.to(group.device)
-        return cls(model, twin)
+        return cls(model, twin, writes_parts=plan.fsdp is not None and plan.fsdp.writes_parts)
 
     def prepare(self, optimizer: Optimizer, trainer: Trainer) -> Optimizer:
         """Keep accelerate from placing the model and exchanging its gradients once more."""
@@ -97,46 +105,51 @@ class FullySharded:
                 module.reshard()
 
     @contextmanager
-    def whole(self, *, trained_only: bool) -> Iterator[Model]:
+    def whole(self, values: Values) -> Iterator[Model]:
         """Yield the model unsharded and on the CPU; every process must enter.
 
-        With `trained_only`, what is frozen stays empty (on the meta device).
+        What is not asked for stays empty (on the meta device).
         """
-        with self.twin.filled(self._values(gathered, trained_only=trained_only)) as whole:
+        with self.twin.filled(self._values(gathered, values)) as whole:
             yield whole
 
-    def load(self, read: Callable[[Model], None]) -> None:
-        """Let `read` load weights into the unsharded model, and take each process's part of them.
+    def load_weights(self, checkpoint: Path) -> None:
+        """Load weights, of which each process takes its part.
 
         What is frozen beside an adapter is left as it is.
         """
-        room = self._values(room_for, trained_only=True)
-        with self.twin.filled(room) as whole, torch.no_grad():
-            read(whole)
+        if is_sharded(checkpoint):
+            load_weight_shards(self.model, checkpoint)
+            return
+        with self.twin.filled(self._values(room_for, "trained")) as whole, torch.no_grad():
+            load_weights(whole, checkpoint)
             loaded = dict(whole.named_parameters())
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(as_sharded(loaded[name], parameter))
 
     def optimizer_state(self, optimizer: AcceleratedOptimizer) -> dict[str, Any]:
-        """Return the state by parameter name, gathered."""
-        return gathered_state(named_state(optimizer, self.model))
+        """Return the state by parameter name, gathered unless parts are written."""
+        state = named_state(optimizer, self.model)
+        return state if self.writes_parts else gathered_state(state)
 
-    def load_optimizer_state(
-        self, optimizer: AcceleratedOptimizer, saved: Mapping[str, Any]
-    ) -> None:
+    def load_optimizer_state(self, optimizer: AcceleratedOptimizer, checkpoint: Path) -> None:
         """Take this process's part of the state over."""
-        load_named_state(optimizer.optimizer, self.model, sharded_state(saved, self.model))
+        if is_sharded(checkpoint):
+            state = optimizer_of_shards(checkpoint, self.model)
+        else:
+            state = sharded_state(read_optimizer_state(checkpoint), self.model)
+        load_named_state(optimizer.optimizer, self.model, state)
 
     def _values(
-        self, of: Callable[[Tensor], Tensor], *, trained_only: bool
+        self, of: Callable[[Tensor], Tensor], values: Values
     ) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad or not trained_only:
+            if values == "all" or (values == "trained" and parameter.requires_grad):
                 yield name, of(parameter.detach())
 
 
-def shard(model: Model, plan: FsdpPlan, axes: DeviceMesh) -> None:
+def shard(model: Model, plan: FsdpPlan, axes: DeviceMesh, group: Group) -> None:
     """Shard a model in place, layer by layer; on two axes each copy is shared by neighbours (HSDP).
 
     Raises:
@@ -151,10 +164,15 @@ def shard(model: Model, plan: FsdpPlan, axes: DeviceMesh) -> None:
         "mp_policy": MixedPrecisionPolicy(**dtypes),
         "offload_policy": offload,
     }
-    for piece in pieces(base, plan):
-        fully_shard(piece, **options)
+    hand_out = HandOut(base, group) if plan.loads_once else None
     # what is left (embeddings, last norm, head) is gathered for the whole of a step
-    fully_shard(base, **{**options, "reshard_after_forward": False})
+    last = {**options, "reshard_after_forward": False}
+    for piece, how in [*((piece, options) for piece in pieces(base, plan)), (base, last)]:
+        if hand_out is not None:
+            hand_out.piece(piece)
+        fully_shard(piece, **how)
+    if hand_out is not None:
+        hand_out.buffers()
 
 
 def axes_of(mesh: MeshPlan, device: str) -> DeviceMesh:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from newtune.model.shards import is_sharded
 from newtune.run_dir import write_json
 from newtune.training.checkpoint import (
     OPTIMIZER_FILE,
@@ -16,6 +17,7 @@ from newtune.training.checkpoint import (
     random_state_files,
     write_tensors,
 )
+from newtune.training.shards import GROUPS_FILE, optimizer_of_shards
 
 
 class Remembers(Protocol):
@@ -36,9 +38,17 @@ def save_run_state(
     schedule: LRScheduler,
     remembered: Mapping[str, Remembers],
     random: Sequence[Mapping[str, Any]],
+    *,
+    in_parts: bool = False,
 ) -> None:
-    """Write optimizer (`named_state`), schedule, what is remembered, random states by rank."""
-    write_tensors(folder / OPTIMIZER_FILE, optimizer)
+    """Write optimizer (`named_state`), schedule, what is remembered, random states by rank.
+
+    With `in_parts`, the optimizer's tensors lie there already.
+    """
+    if in_parts:
+        write_tensors(folder / GROUPS_FILE, optimizer["param_groups"])
+    else:
+        write_tensors(folder / OPTIMIZER_FILE, optimizer)
     write_tensors(folder / SCHEDULER_FILE, schedule.state_dict())
     for name, states in zip(random_state_files(len(random)), random, strict=True):
         write_tensors(folder / name, states)
@@ -47,17 +57,27 @@ def save_run_state(
 
 def load_run_state(
     folder: Path,
-    load_optimizer: Callable[[Mapping[str, Any]], None],
+    load_optimizer: Callable[[], None],
     schedule: LRScheduler,
     remembered: Mapping[str, Remembers],
 ) -> None:
     """Load what `save_run_state` wrote, but for the random states."""
-    load_optimizer(torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
+    load_optimizer()
     load_schedule(schedule, torch.load(folder / SCHEDULER_FILE, weights_only=True))
     memories = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     for name, part in remembered.items():
         if name in memories:
             part.restore(memories[name])
+
+
+def read_optimizer_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the optimizer's whole state (`named_state`)."""
+    if is_sharded(checkpoint):
+        return optimizer_of_shards(checkpoint, None)
+    state: dict[str, Any] = torch.load(
+        checkpoint / OPTIMIZER_FILE, map_location="cpu", weights_only=True
+    )
+    return state
 
 
 def load_schedule(schedule: LRScheduler, saved: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ from newtune.training.progress import ProgressDisplay
 from newtune.training.restarts import Restarts
 from newtune.training.run_state import Remembers, load_run_state, save_run_state
 from newtune.training.schedules import learning_rate_share
+from newtune.training.shards import take_parts, write_parts
 from newtune.training.stopping import (
     CutShort,
     EndedByEvaluation,
@@ -450,7 +451,10 @@ class NewtuneTrainer(Trainer):
         random = self.group.gather(checkpoints.random_states()) if resumable else []
         self._prepared_optimizer().eval()
         state = self.engine.optimizer_state(self._prepared_optimizer()) if resumable else None
-        with self.engine.whole(trained_only=True) as whole:
+        in_parts = self.engine.writes_parts
+        if in_parts:
+            write_parts(root, step, self.network, state, self.group)
+        with self.engine.whole("none" if in_parts else "trained") as whole:
             self.group.on_main(lambda: self._write_checkpoint(whole, state, random))
         self.meter.restart_clock()
 
@@ -460,7 +464,7 @@ class NewtuneTrainer(Trainer):
         optimizer_state: Mapping[str, Any] | None,
         random: Sequence[Mapping[str, Any]],
     ) -> None:
-        step, root = self.state.global_step, self.run_dir.root
+        step, root, in_parts = self.state.global_step, self.run_dir.root, self.engine.writes_parts
         facts = {
             "position": step * self.args.gradient_accumulation_steps,
             "rows_per_step": self.plan.training.steps.rows_per_step,
@@ -468,12 +472,23 @@ class NewtuneTrainer(Trainer):
             "resumable": optimizer_state is not None,
         }
         with checkpoints.written_aside(root, step, **facts) as folder:
-            checkpoints.require_room(folder, checkpoints.bytes_to_write(model, optimizer_state))
-            checkpoints.save_weights(model, folder)
+            if in_parts:
+                take_parts(root, step, model, folder)
+            else:
+                bytes_to_write = checkpoints.bytes_to_write(model, optimizer_state)
+                checkpoints.require_room(folder, bytes_to_write)
+                checkpoints.save_weights(model, folder)
             self.tokenizer.save_pretrained(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
             if optimizer_state is not None:
-                save_run_state(folder, optimizer_state, self._schedule(), self._remembered, random)
+                save_run_state(
+                    folder,
+                    optimizer_state,
+                    self._schedule(),
+                    self._remembered,
+                    random,
+                    in_parts=in_parts,
+                )
                 self._save_scaler(str(folder))
         keep, best = self.plan.training.save.keep, self.state.best_global_step
         checkpoints.rotate(root, keep=keep, best_step=best)
@@ -498,7 +513,7 @@ class NewtuneTrainer(Trainer):
         self._load_weights(Path(resume_from_checkpoint))
 
     def _load_weights(self, checkpoint: Path) -> None:
-        self.engine.load(lambda model: checkpoints.load_weights(model, checkpoint))
+        self.engine.load_weights(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the optimizer by parameter name, the schedule, and what our callbacks remember."""
@@ -509,7 +524,7 @@ class NewtuneTrainer(Trainer):
         optimizer = self._prepared_optimizer()
         load_run_state(
             folder,
-            lambda saved: self.engine.load_optimizer_state(optimizer, saved),
+            lambda: self.engine.load_optimizer_state(optimizer, folder),
             self._schedule(),
             self._remembered,
         )

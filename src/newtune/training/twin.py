@@ -24,11 +24,7 @@ class Twin:
 
     def __init__(self, model: Model) -> None:
         self.model = _empty_copy(model)
-        self._places: dict[int, list[tuple[nn.Module, str]]] = {}
-        for module in self.model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    self._places.setdefault(id(parameter), []).append((module, name))
+        self._places = places_of(self.model)
 
     @contextmanager
     def filled(self, values: Iterable[tuple[str, Tensor]]) -> Iterator[Model]:
@@ -37,12 +33,12 @@ class Twin:
         places = {name: self._places[id(parameter)] for name, parameter in empty.items()}
         for name, value in values:
             trained = empty[name].requires_grad
-            _put(places[name], nn.Parameter(value, requires_grad=trained))
+            put(places[name], nn.Parameter(value, requires_grad=trained))
         try:
             yield self.model
         finally:
             for name, parameter in empty.items():
-                _put(places[name], parameter)
+                put(places[name], parameter)
 
 
 def room_for(value: Tensor) -> Tensor:
@@ -50,7 +46,22 @@ def room_for(value: Tensor) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype)
 
 
-def _put(places: list[tuple[nn.Module, str]], parameter: nn.Parameter) -> None:
+Places = list[tuple[nn.Module, str]]
+"""Where one parameter stands: tied ones have several."""
+
+
+def places_of(model: nn.Module) -> dict[int, Places]:
+    """Return where each parameter stands, by its `id`."""
+    places: dict[int, Places] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, name))
+    return places
+
+
+def put(places: Places, parameter: nn.Parameter) -> None:
+    """Let a parameter stand there."""
     for module, name in places:
         setattr(module, name, parameter)
 

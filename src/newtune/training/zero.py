@@ -9,8 +9,9 @@ divided by newtune once, so that DeepSpeed's own division by the accumulation is
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -35,8 +36,10 @@ from newtune.distributed.group import Group
 from newtune.distributed.world import name_as_the_only_process
 from newtune.model.quantization import layers_of_four_bits
 from newtune.plan.parts import ParallelPlan, ZeroPlan
-from newtune.training.checkpoint import Model
+from newtune.training.checkpoint import Model, load_weights
+from newtune.training.engine import Values
 from newtune.training.optimizer_state import names_in_order
+from newtune.training.run_state import read_optimizer_state
 from newtune.training.twin import Twin
 
 
@@ -49,6 +52,8 @@ class StepsWithTheEngine(DeepSpeedOptimizerWrapper):  # type: ignore[misc]
 class Zero:
     """The engine: DeepSpeed's, around the model, once there is an optimizer."""
 
+    writes_parts = False
+
     def __init__(self, model: Model, plan: ZeroPlan, group: Group) -> None:
         self.model = model
         self.plan = plan
@@ -56,7 +61,7 @@ class Zero:
         self.forwards_together = plan.stage == 3
         self._twin = Twin(model)
         self._engine: Any = None
-        self._waiting: Callable[[Model], None] | None = None
+        self._waiting: Path | None = None
         self._names: list[list[str]] = []
 
     @classmethod
@@ -80,7 +85,7 @@ class Zero:
         )
         trainer.model_wrapped = self._engine
         if self._waiting is not None:  # weights that a checkpoint gave, in full precision
-            self.load(self._waiting)
+            self.load_weights(self._waiting)
         return StepsWithTheEngine(stepped)
 
     def _share_parameters(self) -> None:
@@ -124,30 +129,30 @@ class Zero:
     # --- what is written and read
 
     @contextmanager
-    def whole(self, *, trained_only: bool) -> Iterator[Model]:
+    def whole(self, values: Values) -> Iterator[Model]:
         """Yield the model unshared and on the CPU, in the precision that the optimizer keeps."""
-        with self._twin.filled(self._values(trained_only=trained_only)) as model:
+        with self._twin.filled(self._values(values)) as model:
             yield model
 
-    def _values(self, *, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
+    def _values(self, values: Values) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.named_parameters():
+            if values == "none" or (values == "trained" and not parameter.requires_grad):
+                continue
             if parameter.requires_grad:
                 value = safe_get_full_fp32_param(parameter)
-            elif trained_only:
-                continue
             else:
                 with deepspeed.zero.GatheredParameters([parameter]):
                     value = parameter.detach().clone()
             if self.group.is_main:
                 yield name, value.cpu()
 
-    def load(self, read: Callable[[Model], None]) -> None:
-        """Let `read` load weights into the model as on one process, and share them out.
+    def load_weights(self, checkpoint: Path) -> None:
+        """Load weights as on one process, and share them out.
 
         Before the model is shared, it is done after it.
         """
         if self._engine is None:
-            self._waiting = read
+            self._waiting = checkpoint
             return
         room = (
             (name, torch.empty(parameter.shape))  # float32, as the optimizer keeps them
@@ -155,7 +160,7 @@ class Zero:
             if parameter.requires_grad
         )
         with self._twin.filled(room) as whole, torch.no_grad():
-            read(whole)
+            load_weights(whole, checkpoint)
             loaded = dict(whole.named_parameters())
             for name, parameter in self._trained():
                 self._set(parameter, loaded[name])
@@ -203,8 +208,9 @@ class Zero:
         ]
         return {"state": state, "param_groups": groups}
 
-    def load_optimizer_state(self, optimizer: Any, saved: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, optimizer: Any, checkpoint: Path) -> None:
         """Take over this process's part of the state of any engine."""
+        saved = read_optimizer_state(checkpoint)
         inner: Optimizer = self._engine.basic_optimizer
         group_of = {name: group for group in saved["param_groups"] for name in group["params"]}
         for group, names in zip(inner.param_groups, self._names, strict=True):

@@ -431,6 +431,16 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
         ({"deepspeed": "deepspeed_configs/zero3.json", "dp_replicate_size": 2}, None),
         ({"deepspeed": "deepspeed_configs/zero3.json", "dp_shard_size": 2}, None),
     ],
+    "parts_are_not_uploaded": [
+        (
+            {
+                "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"},
+                "hub_model_id": "me/model",
+                "hub_strategy": "every_save",
+            },
+            None,
+        )
+    ],
     "size_of_wrapped_pieces": [({"fsdp_config": {"auto_wrap_policy": "SIZE_BASED_WRAP"}}, None)],
 }
 

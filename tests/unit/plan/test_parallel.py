@@ -172,7 +172,7 @@ def test_packed_bits_are_not_rounded(
     "key",
     [
         *("limit_all_gathers", "use_orig_params", "sync_module_states"),
-        *("backward_prefetch", "forward_prefetch", "cpu_ram_efficient_loading"),
+        *("backward_prefetch", "forward_prefetch"),
     ],
 )
 def test_what_fsdp2_does_by_itself_is_answered(key: str) -> None:
@@ -183,13 +183,39 @@ def test_what_fsdp2_does_by_itself_is_answered(key: str) -> None:
     assert said in ledger.notices
 
 
-@pytest.mark.parametrize("key", ["state_dict_type", "final_state_dict_type"])
-def test_what_is_written_is_whole(key: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "in_parts"), [("FULL_STATE_DICT", False), ("SHARDED_STATE_DICT", True)]
+)
+def test_checkpoints_are_whole_or_in_parts(form: str, in_parts: bool) -> None:
+    plan = plan_parallel(valid(fsdp_config={"state_dict_type": form}), TWO, Ledger())
+    assert plan.fsdp is not None
+    assert plan.fsdp.writes_parts is in_parts
+
+
+@pytest.mark.parametrize(
+    ("given", "base", "obstacle"),
+    [
+        ({}, None, None),
+        ({}, QuantizationPlan(4, {}), "a quantised base's statistics are not handed out"),
+    ],
+)
+def test_only_the_first_process_reads_the_weights(
+    given: dict[str, Any], base: QuantizationPlan | None, obstacle: str | None
+) -> None:
     ledger = Ledger()
-    plan_parallel(valid(fsdp_config={key: "SHARDED_STATE_DICT"}), TWO, ledger)
-    assert (
-        f"`fsdp_config.{key}` runs as FULL_STATE_DICT: what is written is whole." in ledger.notices
-    )
+    config = valid(fsdp_config={"cpu_ram_efficient_loading": True}, **given)
+    plan = plan_parallel(config, TWO, ledger, quantization=base)
+    assert plan.fsdp is not None
+    assert plan.fsdp.loads_once is (obstacle is None)
+    said = f"`fsdp_config.cpu_ram_efficient_loading` has no effect in this run: {obstacle}."
+    assert any(said in text for text in ledger.notices) is (obstacle is not None)
+
+
+def test_a_result_is_whole() -> None:
+    ledger = Ledger()
+    plan_parallel(valid(fsdp_config={"final_state_dict_type": "SHARDED_STATE_DICT"}), TWO, ledger)
+    said = "`fsdp_config.final_state_dict_type` runs as FULL_STATE_DICT: a result is an ordinary "
+    assert f"{said}model or adapter." in ledger.notices
 
 
 def test_one_process_shards_nothing() -> None:

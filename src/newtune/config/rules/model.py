@@ -246,6 +246,20 @@ def deepspeed_lays_out_the_processes(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+@about("fsdp_config", "hub_strategy")
+def parts_are_not_uploaded(config: RunConfig) -> Iterator[Problem]:
+    """Checkpoints in parts (SHARDED_STATE_DICT) are no models that a hub could show."""
+    keys, strategy = config.parallel.fsdp_config, config.output.hub_strategy
+    in_parts = keys is not None and keys.state_dict_type in (
+        "SHARDED_STATE_DICT",
+        "LOCAL_STATE_DICT",
+    )
+    if in_parts and config.output.hub_model_id and strategy not in (None, "end"):
+        message = f"`{strategy}` uploads checkpoints as models, but they are to be in parts"
+        hint = "Use `hub_strategy: end`, or `fsdp_config: {state_dict_type: FULL_STATE_DICT}`."
+        yield Problem("hub_strategy", message, hint)
+
+
 @about("fsdp_config")
 def size_of_wrapped_pieces(config: RunConfig) -> Iterator[Problem]:
     """`auto_wrap_policy: SIZE_BASED_WRAP` needs `min_num_params`."""
