@@ -52,7 +52,7 @@ class FreshStores(RendezvousHandler):
 
     def set_closed(self) -> None:
         """Let no further round begin."""
-        self._inner.set_closed()
+        self._inner.set_closed()  # type: ignore[no-untyped-call]
 
     def num_nodes_waiting(self) -> int:
         """Return how many machines wait for the next round."""

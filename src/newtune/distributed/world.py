@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from newtune.errors import SetupError
 
@@ -103,6 +104,12 @@ def launched(environment: Mapping[str, str]) -> tuple[int, int, int]:
     if not 0 <= rank < size:
         raise SetupError(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks go from 0 to {size - 1}")
     return rank, size, _number(environment, "LOCAL_RANK", default=0)
+
+
+def extensions_folder() -> Path | None:
+    """Return where torch compiles extensions, if that was said; None = in the user's cache."""
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(given) if given else None
 
 
 def name_as_the_only_process() -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from newtune.errors import ModelError
 
@@ -101,7 +102,7 @@ class Shards:
         try:
             with warnings.catch_warnings():  # it warns of what is asked for: that one reads alone
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                dcp.load(room, storage_reader=FileSystemReader(self.folder), no_dist=alone)
+                load(room, storage_reader=FileSystemReader(self.folder), no_dist=alone)
         except CheckpointException as error:
             reasons = "; ".join(f"{type(e[0]).__name__}: {e[0]}" for e in error.failures.values())
             raise ModelError(f"{self.folder} cannot be read: {reasons}") from error

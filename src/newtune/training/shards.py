@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from newtune.distributed.group import Group
 from newtune.errors import ModelError, TrainingError
@@ -70,7 +71,7 @@ def _make_room(folder: Path, needed_bytes: int) -> None:
 
 def _save(tensors: dict[str, Tensor], folder: Path) -> None:
     try:
-        dcp.save(tensors, storage_writer=FileSystemWriter(folder))
+        save(tensors, storage_writer=FileSystemWriter(folder))
     except CheckpointException as error:
         rank, (first, _) = next(iter(error.failures.items()))
         number = first.errno if isinstance(first, OSError) else None

@@ -36,6 +36,7 @@ from newtune.distributed.group import Group
 from newtune.distributed.world import name_as_the_only_process
 from newtune.model.quantization import layers_of_four_bits
 from newtune.plan.parts import ParallelPlan, ZeroPlan
+from newtune.training.build_locks import clear_build_locks
 from newtune.training.checkpoint import Model, load_weights
 from newtune.training.engine import Values
 from newtune.training.optimizer_state import names_in_order
@@ -260,6 +261,7 @@ def on_cpu(optimizer: Optimizer) -> Optimizer:
     """Return DeepSpeed's Adam for parameters on the CPU, with the groups of torch's AdamW."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+    clear_build_locks("cpu_adam")
     made: Optimizer = DeepSpeedCPUAdam(
         optimizer.param_groups, adamw_mode=isinstance(optimizer, torch.optim.AdamW)
     )
