@@ -36,11 +36,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench
 
 
-def assert_same_end(bench: Bench, name: str) -> None:
-    ours, theirs = bench.weights("whole"), bench.weights(name)
+def assert_same_end(bench: Bench, name: str, whole: str = "whole") -> None:
+    ours, theirs = bench.weights(whole), bench.weights(name)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert bench.lines("whole")[-1] == bench.lines(name)[-1]
+    assert bench.lines(whole)[-1] == bench.lines(name)[-1]
 
 
 def metrics(bench: Bench, name: str) -> Path:
@@ -104,6 +104,23 @@ def test_killed_while_a_checkpoint_is_written(bench: Bench, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_killed_while_its_part_of_a_checkpoint_is_written(bench: Bench, tmp_path: Path) -> None:
+    parts = {**SAVING, "num_epochs": 1, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+    run(newtune_train(bench.config("parts", **parts)))
+    config = bench.config("torn-parts", **parts, hang_timeout_seconds=TIMEOUT)
+    root = bench.root / "torn-parts"
+    with started(newtune_train(config, "--max-restarts", "1"), tmp_path / "said") as launch:
+        writer = launch.pid(1)
+        launch.wait_until(
+            lambda: bool(stopped_in_a_write(writer, root, "parts")), "a write", every=0.0005
+        )
+        os.kill(writer, signal.SIGKILL)
+        assert launch.end() == 0, launch.said[-3000:]
+    assert not [*root.glob("*.partial"), *root.glob("*.parts")]
+    assert_same_end(bench, "torn-parts", "parts")
+
+
+@pytest.mark.slow
 def test_killed_while_the_data_are_prepared(bench: Bench, tmp_path: Path) -> None:
     prepared = tmp_path / "prepared"
     config = bench.config(
@@ -130,12 +147,12 @@ def test_sigterm_to_the_launcher_saves_a_checkpoint(bench: Bench, tmp_path: Path
     assert_same_end(bench, "asked")
 
 
-def stopped_in_a_write(pid: int, root: Path) -> list[Path]:
+def stopped_in_a_write(pid: int, root: Path, suffix: str = "partial") -> list[Path]:
     """Stop a process that writes a checkpoint; return what it has half written."""
-    if not list(root.glob("checkpoint-*.partial")):
+    if not list(root.glob(f"checkpoint-*.{suffix}")):
         return []
     os.kill(pid, signal.SIGSTOP)
-    if not (half := list(root.glob("checkpoint-*.partial"))):
+    if not (half := list(root.glob(f"checkpoint-*.{suffix}"))):
         os.kill(pid, signal.SIGCONT)
     return half
 
