@@ -8,6 +8,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
 from transformers import AutoModelForCausalLM
 
+from newtune.cli import merge_sharded
 from newtune.errors import ExportError
 from newtune.outputs.consolidate import consolidate, sharded_checkpoint
 from newtune.outputs.save import read_manifest
@@ -52,6 +53,16 @@ def test_another_programs_folder_gives_its_weights(checkpoint: Path, tmp_path: P
 def test_the_newest_checkpoint_in_parts_is_meant(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").write_text("{}")
     assert sharded_checkpoint(checkpoint.parent) == sharded_checkpoint(checkpoint) == checkpoint
+
+
+def test_the_command_writes_beside_the_checkpoint(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert merge_sharded.run(checkpoint, []) == 0
+    assert "21 tensors" in capsys.readouterr().out
+    assert (checkpoint.parent / "consolidated" / "model.safetensors").is_file()
+    with pytest.raises(ExportError, match="Replace them with `--overwrite`"):
+        merge_sharded.run(checkpoint, [])
 
 
 def test_a_part_that_is_cut_off_is_named(checkpoint: Path, tmp_path: Path) -> None:
