@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
-from newtune.plan.adapters import resolve_targets
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from newtune.model.facts import read_model_facts
 from newtune.model.head import compute_loss_sum
 from newtune.model.load import load_model
 from newtune.plan.parts import AdapterPlan, ModelPlan, PrecisionPlan
+from newtune.plan.targets import resolve_targets
 
 PATHS = {
     "newtune": ("newtune_packed", PrecisionPlan("bfloat16", "float32", "bfloat16", None)),
