@@ -1,5 +1,6 @@
 """What every test shares. Tiny models and tokenizers: `from tiny import tiny_model`."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ torch.set_num_threads(1)
 settings.register_profile("same", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the libraries brought out of the garbage collections that every run asks for."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

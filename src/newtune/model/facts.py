@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -13,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from newtune.errors import ModelError
 from newtune.hub import HubError
 from newtune.lookup import did_you_mean
+from newtune.model.classes import library_class
 from newtune.model.head import head_name, takes_positions
 from newtune.model.sources import cannot_load, find_source
 from newtune.plan.parts import Dtype, ModelFacts
@@ -154,12 +154,7 @@ def model_builder(model_class: str) -> Any:
     Raises:
         ModelError: transformers has no such class.
     """
-    if model_class in dir(transformers):
-        return getattr(transformers, model_class)
-    known = [n for n in dir(transformers) if n.endswith(("ForCausalLM", "LMHeadModel"))]
-    raise ModelError(
-        f"model_type: transformers has no class `{model_class}`; {did_you_mean(model_class, known)}"
-    )
+    return library_class("model_type", model_class, like="ForCausalLM")
 
 
 def _merged(key: str, before: Any, value: Any) -> Any:

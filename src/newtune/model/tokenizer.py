@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import transformers
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -15,6 +14,7 @@ from newtune.errors import ModelError
 from newtune.hub import HubError
 from newtune.logs import logger, notice
 from newtune.lookup import did_you_mean
+from newtune.model.classes import library_class
 from newtune.model.sources import Source, cannot_load, find_source
 
 SINGLE_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -71,9 +71,8 @@ def read_tokenizer(
     if legacy is not None:
         arguments["legacy"] = legacy
     try:
-        tokenizer = _tokenizer_class(tokenizer_class).from_pretrained(
-            found.name, revision=revision or "main", **arguments
-        )
+        builder = library_class("tokenizer_type", tokenizer_class, like="Tokenizer")
+        tokenizer = builder.from_pretrained(found.name, revision=revision or "main", **arguments)
     except (HubError, OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise cannot_load(source, "tokenizer", error, revision=revision) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -229,15 +228,6 @@ def _read_configured(tokenizer: TokenizerSection, model: ModelSection) -> PreTra
         trust_remote_code=model.trust_remote_code,
         tokenizer_class=tokenizer.tokenizer_type or "AutoTokenizer",
         legacy=tokenizer.tokenizer_legacy,
-    )
-
-
-def _tokenizer_class(name: str) -> Any:
-    if name in dir(transformers):
-        return getattr(transformers, name)
-    known = [n for n in dir(transformers) if "Tokenizer" in n]
-    raise ModelError(
-        f"tokenizer_type: transformers has no class `{name}`; {did_you_mean(name, known)}"
     )
 
 
