@@ -22,7 +22,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     """Train every case on one process and on four, and on from what four have saved."""
     pairs = Pairs(Bench.new(tmp_path_factory.mktemp("hsdp")), processes=4)
     for case in ALL if measures_all() else FEW:
-        pairs.compare("HSDP 2 × 2", case, {**ALL[case], "num_epochs": 1}, **TWO_COPIES)
+        pairs.compare("HSDP 2 × 2", case, ALL[case], **TWO_COPIES)
     pairs.alone("one", **SAVED)
     pairs.together("four", **SAVED, dp_replicate_size=2, fsdp_config=KEPT)
     pairs.together("parts", **SAVED, **TWO_COPIES, **PARTS)
