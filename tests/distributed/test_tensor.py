@@ -22,6 +22,8 @@ pytestmark = pytest.mark.xdist_group("tensor")  # they share their launches
 SPLIT = {"tensor_parallel_size": 2}
 SHORT = {"num_epochs": 1}
 ALL = matrix("full", "LoRA", rows=1)
+# with 1e-8, one number of an A whose gradient is next to nothing differs by 1.5e-4 in the end
+ALL["LoRA, packed, accumulation 1"]["adam_epsilon"] = 1e-6
 FEW: list[str] = []
 SAVING = {**SHORT, "batch_size": 4, "save_steps": 3, "save_strategy": None}
 SAVED = {"full": {**SAVING, **PACKED}, "lora": {**SAVING, **LORA, "lora_dropout": 0.1}}
