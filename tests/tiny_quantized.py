@@ -98,6 +98,16 @@ def _gptq(bits: int, *, first_format: bool = True) -> Callable[[Tensor], Packed]
     return pack
 
 
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def _awq(weight: Tensor) -> Packed:
+    """Pack along the outputs, eight columns to a word in AWQ's order."""
+    codes, zeros, scales = _rounded(weight.float(), 16)
+    words = {"qweight": _packed(codes, 4, AWQ_ORDER), "qzeros": _packed(zeros, 4, AWQ_ORDER)}
+    return {**words, "scales": scales}, _value(codes, zeros, scales)
+
+
 def _gptq_config(bits: int, form: str = "gptq") -> dict[str, Any]:
     common = {"bits": bits, "group_size": GROUP, "desc_act": False, "sym": False}
     return {"quant_method": "gptq", "checkpoint_format": form, **common, "lm_head": False}
@@ -107,15 +117,24 @@ PACKERS: Mapping[str, Callable[[Tensor], Packed]] = {
     "gptq": _gptq(4),
     "gptq-8": _gptq(8),
     "gptq-v2": _gptq(4, first_format=False),
+    "awq": _awq,
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gptq": _gptq_config(4),
     "gptq-8": _gptq_config(8),
     "gptq-v2": _gptq_config(4, "gptq_v2"),
+    "awq": {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": GROUP,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": None,
+    },
 }
 """Method → what `config.json` says of it."""
 
 needs_gptqmodel = pytest.mark.skipif(
     find_spec("gptqmodel") is None, reason="needs gptqmodel: make install-gptq"
 )
-"""A mark for tests that load what GPTQ or AWQ packed; making such files needs no library."""
+"""A mark for tests that load what GPTQ packed; making such files needs no library."""

@@ -47,13 +47,24 @@ dataset_prepared_path: {cache}
 TOKENS = torch.tensor([[7, 8, 9, 10, 11]])
 KINDS = {
     # name: (packed by, further keys)
+    "awq": ("awq", "bf16: false"),
+    "awq, bf16": ("awq", "bf16: true\ngradient_checkpointing: true\npeft_use_dora: true"),
+    "awq, eva": ("awq", "bf16: false\npeft_init_lora_weights: eva"),
     "gptq": ("gptq", "gptq: true\nbf16: false"),
     "gptq, bf16": ("gptq", "bf16: true\ngradient_checkpointing: true"),
     "gptq, 8 bit": ("gptq-8", "bf16: false\npeft_use_rslora: true"),
     "gptq, second format, eva": ("gptq-v2", "bf16: false\npeft_init_lora_weights: eva"),
     "gptq, relora": ("gptq", "bf16: false\nrelora_steps: 4"),
 }
-pytestmark = needs_gptqmodel
+
+
+def _marked(kind: str):
+    gptq, further = kind.startswith("gptq"), ", " in kind
+    marks = [needs_gptqmodel] if gptq else [pytest.mark.slow] if further else []
+    return pytest.param(kind, marks=marks)
+
+
+every_kind = pytest.mark.parametrize("kind", [_marked(kind) for kind in KINDS])
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +103,7 @@ def base_of(config, **options):
     return load_base(prepare(config).plan.model, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_the_weights_are_those_that_were_packed(runs, kind):
     config = runs(kind)
     model = base_of(config, dequantized=True)
@@ -106,7 +117,7 @@ def test_the_weights_are_those_that_were_packed(runs, kind):
     torch.testing.assert_close(packed, plain, rtol=0, atol=8 * float(plain.abs().max()) / 2**bits)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_it_learns_and_what_is_loaded_is_what_was_trained(runs, kind):
     config = runs(kind)
     lines = read_json_lines(out(config) / "metrics.jsonl")
@@ -119,7 +130,7 @@ def test_it_learns_and_what_is_loaded_is_what_was_trained(runs, kind):
     assert scores["eval_loss"] == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_a_resumed_run_is_the_same_to_the_last_bit(runs, kind, tmp_path):
     whole = out(runs(kind))
     half = tmp_path / "out"
@@ -132,7 +143,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(runs, kind, tmp_path):
     assert losses(half)[-1] == losses(whole)[-1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_the_merged_model_is_the_trained_one(runs, kind, caplog):
     caplog.set_level("INFO")
     config = runs(kind)
@@ -149,10 +160,11 @@ def test_the_merged_model_is_the_trained_one(runs, kind, caplog):
     assert scores["eval_loss"] == pytest.approx(losses(out(config))[-1], rel=0.02)
 
 
-def test_another_base_is_told_by_its_packed_weights(runs, tmp_path):
+@pytest.mark.parametrize("kind", [pytest.param("awq", marks=pytest.mark.slow), _marked("gptq")])
+def test_another_base_is_told_by_its_packed_weights(runs, kind, tmp_path):
     """The rest of the two checkpoints is the same."""
-    config = runs("gptq")
-    base = shutil.copytree(config.model.base_model, tmp_path / "gptq")
+    config = runs(kind)
+    base = shutil.copytree(config.model.base_model, tmp_path / kind)
     weights = load_file(base / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.qweight"][0, 0] += 1
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})

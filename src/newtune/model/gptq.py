@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import GPTQConfig, PreTrainedModel
+from torch import Tensor
+from transformers import GPTQConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from newtune.plan.parts import QuantizationPlan
@@ -21,10 +21,10 @@ evaluation in 16 bit comes before the first step, for good, and passes no gradie
 """
 
 
-def configure(plan: QuantizationPlan) -> GPTQConfig:
-    """Return what transformers is told; the rest the checkpoint says itself."""
+def configure(plan: QuantizationPlan, _: PreTrainedConfig) -> dict[str, Any]:
+    """Return the arguments of loading; the rest the checkpoint says itself."""
     import_quietly()
-    return GPTQConfig(bits=plan.bits, backend=KERNEL)
+    return {"quantization_config": GPTQConfig(bits=plan.bits, backend=KERNEL)}
 
 
 def settle(model: PreTrainedModel) -> None:
@@ -33,17 +33,14 @@ def settle(model: PreTrainedModel) -> None:
         vars(layer).pop("dequantize_weight", None)
 
 
-def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Put ordinary layers into the model, with the weights that the packed ones stand for."""
+def unpacked_layers(model: PreTrainedModel) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Yield name, weight as the model's own layer holds it, and bias of each packed layer."""
     with torch.device("meta"):
         empty = type(model)(model.config)
     for name, layer in list(packed_layers(model)):
         weight = layer.dequantize_weight()  # (in, out)
         transposed = isinstance(empty.get_submodule(name), Conv1D)
-        plain = _plain_layer(weight if transposed else weight.T, layer.bias, dtype)
-        model.set_submodule(name, plain)
-    del model.config.quantization_config
-    return model
+        yield name, weight if transposed else weight.T, layer.bias
 
 
 def packed_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
@@ -62,14 +59,3 @@ def import_quietly() -> None:
     LogBar.shared().setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         import gptqmodel  # noqa: F401
-
-
-def _plain_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
-    layer = nn.Module()
-    layer.register_parameter("weight", _frozen(weight, dtype))
-    layer.register_parameter("bias", None if bias is None else _frozen(bias, dtype))
-    return layer
-
-
-def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(tensor.to(dtype).contiguous(), requires_grad=False)

@@ -189,8 +189,9 @@ def _dtype(plan: ModelPlan, *, trained: bool) -> torch.dtype:
 def _load(
     plan: ModelPlan, source: Source, *, trained: bool = False, quantized: bool = False
 ) -> PreTrainedModel:
+    config = _config(plan)
     arguments: dict[str, Any] = {
-        "config": _config(plan),
+        "config": config,
         "dtype": _dtype(plan, trained=trained),
         "attn_implementation": plan.attention,
         "revision": plan.revision or "main",
@@ -205,7 +206,7 @@ def _load(
         # Without it the model counts as quantised: neither trainable nor savable.
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     if quantized and plan.quantization is not None:
-        arguments |= quantized_loading(plan.quantization, device=plan.device)
+        arguments |= quantized_loading(plan.quantization, config, device=plan.device)
     if plan.placement is not None:
         arguments |= placed_loading(plan.placement)
     try:

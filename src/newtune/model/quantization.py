@@ -3,18 +3,18 @@
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from newtune.errors import SetupError
-from newtune.model import gptq
+from newtune.model import gptq, packed
 from newtune.plan.parts import Method, QuantizationPlan
 
 
@@ -26,8 +26,9 @@ class Library:
     base: str
     """What needs them, in words."""
     install: str
-    configure: Callable[[QuantizationPlan], Any]
-    """Plan → transformers' quantisation config; None = what the checkpoint says."""
+    configure: Callable[[QuantizationPlan, PreTrainedConfig], Mapping[str, Any]]
+    """Plan and the model's config → arguments of `from_pretrained`; none = as the checkpoint says.
+    """
     settle: Callable[[PreTrainedModel], None]
     """Make a loaded model compute in one way, in training and out of it."""
     dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel]
@@ -48,16 +49,16 @@ def require_library(method: Method) -> None:
         raise SetupError(f"{library.base} needs the {noun} {names}. Install: {library.install}")
 
 
-def quantized_loading(plan: QuantizationPlan, *, device: str) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained`.
+def quantized_loading(
+    plan: QuantizationPlan, config: PreTrainedConfig, *, device: str
+) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained`; `config` is the model's, and used up.
 
     Raises:
         SetupError: the library is not installed.
     """
     require_library(plan.method)
-    arguments: dict[str, Any] = {"device_map": {"": device}}
-    config = LIBRARIES[plan.method].configure(plan)
-    return arguments if config is None else arguments | {"quantization_config": config}
+    return {"device_map": {"": device}, **LIBRARIES[plan.method].configure(plan, config)}
 
 
 @contextmanager
@@ -115,14 +116,15 @@ def layers_with_own_arithmetic(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def _configure_bitsandbytes(plan: QuantizationPlan) -> BitsAndBytesConfig | None:
+def _configure_bitsandbytes(plan: QuantizationPlan, _: PreTrainedConfig) -> dict[str, Any]:
     # It says at every 8-bit product that it takes float16, and of a kernel that it has no other.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if plan.stored:
-        return None
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        return {}
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=plan.bits == 4, load_in_8bit=plan.bits == 8, **plan.options
     )
+    return {"quantization_config": config}
 
 
 def _keep_layout(model: PreTrainedModel) -> None:
@@ -138,6 +140,35 @@ def _keep_layout(model: PreTrainedModel) -> None:
 def _dequantize_bitsandbytes(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     dequantized: PreTrainedModel = model.dequantize(dtype)  # type: ignore[no-untyped-call]
     return dequantized
+
+
+Unpacked = Iterable[tuple[str, Tensor, Tensor | None]]
+"""Name, weight as the model's own layer holds it, and bias of each packed layer."""
+
+
+def _put_unpacked(
+    unpack: Callable[[PreTrainedModel], Unpacked],
+) -> Callable[[PreTrainedModel, torch.dtype], PreTrainedModel]:
+    """Return how to put ordinary layers into a model with packed ones."""
+
+    def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        for name, weight, bias in unpack(model):
+            layer = nn.Module()
+            layer.register_parameter("weight", _frozen(weight, dtype))
+            layer.register_parameter("bias", None if bias is None else _frozen(bias, dtype))
+            model.set_submodule(name, layer)
+        del model.config.quantization_config
+        return model
+
+    return dequantize
+
+
+def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(tensor.to(dtype).contiguous(), requires_grad=False)
+
+
+def _leave(model: PreTrainedModel) -> None:
+    """Do nothing: it computes in one way already."""
 
 
 def layers_of_four_bits(model: nn.Module) -> list[Any]:
@@ -160,6 +191,9 @@ LIBRARIES: Mapping[Method, Library] = {
         "make install-gptq (not pip: gptqmodel's own requirements would replace torch)",
         gptq.configure,
         gptq.settle,
-        gptq.dequantize,
+        _put_unpacked(gptq.unpacked_layers),
+    ),
+    "awq": Library(
+        (), "an AWQ base", "", packed.configure, _leave, _put_unpacked(packed.unpacked_layers)
     ),
 }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from newtune.outputs.packed_weights import unpack_gptq
+from newtune.model.packed_weights import unpack_awq, unpack_gptq
 from newtune.outputs.shards import Checkpoint, NeedsWholeModel
 from newtune.plan.parts import Method, QuantizationPlan
 
@@ -94,6 +94,15 @@ def _unpack_gptq(parts: Mapping[str, Tensor], plan: QuantizationPlan) -> Tensor:
     return unpack_gptq(**parts, bits=plan.bits, zeros_less_one=first_format)
 
 
+def _awq_shape(shapes: Mapping[str, tuple[int, ...]], _: QuantizationPlan) -> tuple[int, ...]:
+    return (shapes["scales"][1], shapes["qweight"][0])
+
+
+def _unpack_awq(parts: Mapping[str, Tensor], _: QuantizationPlan) -> Tensor:
+    return unpack_awq(parts["qweight"], parts["qzeros"], parts["scales"].half())
+
+
 LAYOUTS: Mapping[Method, Layout] = {
     "gptq": Layout(("qweight", "qzeros", "scales", "g_idx"), _gptq_shape, _unpack_gptq),
+    "awq": Layout(("qweight", "qzeros", "scales"), _awq_shape, _unpack_awq),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Method = Literal["bitsandbytes", "gptq"]
+Method = Literal["bitsandbytes", "gptq", "awq"]
 """Whose layers hold a quantised base while an adapter trains on it."""
 
 
@@ -95,7 +95,7 @@ class QuantizationPlan:
     @property
     def is_float16(self) -> bool:
         """Tell whether its layers unpack to float16, whatever the run computes in."""
-        return self.method == "gptq"
+        return self.method in ("gptq", "awq")
 
     @property
     def rounds_inputs(self) -> bool:

@@ -21,6 +21,8 @@ class Packing:
     options: Callable[[Stored], Mapping[str, Any]]
     name: str
     """As people write it."""
+    refusal: Callable[[Stored, ModelFacts], str | None] = lambda stored, facts: None
+    """Why a checkpoint cannot be taken up; None = it can."""
 
 
 def _gptq_options(stored: Stored) -> Mapping[str, Any]:
@@ -28,11 +30,38 @@ def _gptq_options(stored: Stored) -> Mapping[str, Any]:
     return {"group_size": stored.get("group_size", 128), "format": form}
 
 
+def _awq_options(stored: Stored) -> Mapping[str, Any]:
+    size = stored.get("group_size", stored.get("q_group_size", 128))
+    return {"group_size": size, "left_out": stored.get("modules_to_not_convert")}
+
+
+SCALES_ACTIVATIONS = frozenset(
+    {"bloom", "falcon", "gpt_bigcode", "gpt_neox", "gptj", "mpt", "starcoder2"}
+)
+"""Families whose AWQ checkpoints hold factors of activations beside the weights (transformers)."""
+
+
+def _awq_refusal(stored: Stored, facts: ModelFacts) -> str | None:
+    form = str(stored.get("version") or stored.get("format") or "gemm").lower()
+    if form != "gemm":
+        return f"in AWQ's `{form}` format; newtune reads `gemm`"
+    if _awq_bits(stored) != 4 or not stored.get("zero_point", True):
+        return "not in 4 bit with zero points, the only ones that AWQ's `gemm` format was made for"
+    if facts.model_type in SCALES_ACTIVATIONS:
+        return f"with factors of activations ({facts.model_type}), which newtune does not read"
+    return None
+
+
+def _awq_bits(stored: Stored) -> int:
+    return int(stored.get("bits") or stored.get("w_bit") or 4)
+
+
 PACKINGS: Mapping[str, Packing] = {
     "bitsandbytes": Packing(
         "bitsandbytes", lambda c: 4 if c.get("load_in_4bit") else 8, lambda c: {}, "bitsandbytes"
     ),
     "gptq": Packing("gptq", lambda c: int(c["bits"]), _gptq_options, "GPTQ"),
+    "awq": Packing("awq", _awq_bits, _awq_options, "AWQ", _awq_refusal),
 }
 """`quant_method` of a checkpoint → how it is taken up; every other is refused by its name."""
 
@@ -59,7 +88,7 @@ def plan_quantization(
         hint = "Leave the key out, or give a GPTQ checkpoint; newtune makes none itself."
         raise _problem(f"is asked for, but the checkpoint of `base_model` is {how}", hint, "gptq")
     if stored is not None:
-        return _stored(stored, adapter, asked=_asked_bits(adapter, four_bit, eight_bit))
+        return _stored(stored, facts, adapter, asked=_asked_bits(adapter, four_bit, eight_bit))
     arguments: dict[str, Any] = {
         "bnb_4bit_compute_dtype": precision.autocast or precision.frozen_weights,
         **options,
@@ -83,7 +112,7 @@ def _asked_bits(adapter: str | None, four_bit: bool, eight_bit: bool) -> int | N
 
 
 def _stored(
-    stored: Stored, adapter: str | None, *, asked: int | None
+    stored: Stored, facts: ModelFacts, adapter: str | None, *, asked: int | None
 ) -> tuple[QuantizationPlan, str]:
     """Take a checkpoint that is quantised already as it is."""
     method = str(stored.get("quant_method"))
@@ -94,6 +123,10 @@ def _stored(
             "Give the checkpoint that is not quantised, with `load_in_4bit: true` where memory "
             "is short.",
         )
+    refusal = packing.refusal(stored, facts)
+    if refusal is not None:
+        hint = "Give the checkpoint that is not quantised, with `load_in_4bit: true`."
+        raise _problem(f"is packed by {packing.name} {refusal}", hint)
     bits = packing.bits(stored)
     if adapter is None:
         raise _problem(

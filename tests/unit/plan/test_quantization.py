@@ -6,9 +6,9 @@ import pytest
 
 from newtune.errors import ConfigError, SetupError
 from newtune.model.facts import read_model_facts
-from newtune.model.quantization import quantized_loading, require_library
+from newtune.model.quantization import require_library
 from newtune.plan.parts import AdapterPlan, PrecisionPlan, QuantizationPlan
-from newtune.plan.quantization import PACKINGS, plan_quantization, require_trainable
+from newtune.plan.quantization import plan_quantization, require_trainable
 from tiny_quantized import CONFIGS, save_quantized_checkpoint
 
 FLOAT32 = PrecisionPlan("float32", "float32", None, None)
@@ -44,6 +44,33 @@ def test_gptq_is_seen_with_and_without_its_key(facts, name, bits, gptq):
 
 
 @pytest.mark.parametrize(
+    "stored",
+    [CONFIGS["awq"], {"quant_method": "awq", "w_bit": 4, "q_group_size": 32, "version": "GEMM"}],
+)
+def test_awq_is_seen(facts, stored):
+    found = plan(facts, stored)
+    options = {"group_size": 32, "left_out": None}
+    assert found == QuantizationPlan(4, options, stored=True, method="awq")
+    assert found.is_float16
+
+
+@pytest.mark.parametrize(
+    ("change", "family", "says"),
+    [
+        ({"version": "gemv"}, "llama", "`gemv` format; newtune reads `gemm`"),
+        ({"version": "exllama"}, "llama", "`exllama` format"),
+        ({"bits": 8}, "llama", "not in 4 bit with zero points"),
+        ({"zero_point": False}, "llama", "not in 4 bit with zero points"),
+        ({}, "starcoder2", "with factors of activations"),
+    ],
+)
+def test_awq_of_other_kinds_is_refused(facts, change, family, says):
+    stored = {**CONFIGS["awq"], **change}
+    with pytest.raises(ConfigError, match=f"is packed by AWQ .*{says}"):
+        plan(replace(facts, model_type=family), stored)
+
+
+@pytest.mark.parametrize(
     ("stored", "keys", "path", "says"),
     [
         (None, {"gptq": True}, "gptq", "is not quantised"),
@@ -64,7 +91,7 @@ def test_gptq_is_seen_with_and_without_its_key(facts, name, bits, gptq):
         *(
             ({"quant_method": method}, {}, "base_model", f"quantised by `{method}`")
             for method in (
-                *("awq", "torchao", "fp8", "mxfp4", "hqq", "eetq"),
+                *("torchao", "fp8", "mxfp4", "hqq", "eetq"),
                 *("aqlm", "vptq", "quanto", "spqr", "compressed-tensors"),
             )
         ),
@@ -102,7 +129,7 @@ def test_dora_goes_on_bitsandbytes():
 def test_a_missing_package_is_answered_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SetupError, match=r"`gptqmodel` and `optimum`\. Install: make install-gptq"):
-        quantized_loading(QuantizationPlan(4, {}, stored=True, method="gptq"), device="cpu")
-    for packing in PACKINGS.values():
-        with pytest.raises(SetupError, match="Install: "):
-            require_library(packing.method)
+        require_library("gptq")
+    with pytest.raises(SetupError, match="Install: pip install"):
+        require_library("bitsandbytes")
+    require_library("awq")  # newtune's own layers

@@ -25,6 +25,32 @@ def unpack_gptq(
     return (scales[groups] * (codes - zeros[groups])).T.contiguous()
 
 
+AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where in a word, counted from its lowest bits, each of eight columns lies."""
+
+
+def unpack_awq(
+    qweight: Int32[Tensor, "in words"],
+    qzeros: Int32[Tensor, "groups words"],
+    scales: Float16[Tensor, "groups out"],
+) -> Float16[Tensor, "out in"]:
+    """Return scale × (code - zero) in float16, of AWQ's `gemm` format in 4 bit.
+
+    Codes and zeros are packed along the outputs; inputs of a group are neighbours.
+    """
+    groups = len(scales)
+    codes, zeros = _awq_codes(qweight), _awq_codes(qzeros)
+    grouped = codes.reshape(groups, -1, codes.shape[1]) - zeros[:, None]
+    weight: Tensor = (scales[:, None] * grouped).reshape(codes.shape).T
+    return weight.contiguous()
+
+
+def _awq_codes(words: Int32[Tensor, "rows words"]) -> Int32[Tensor, "rows codes"]:
+    places = torch.tensor(AWQ_PLACES, device=words.device)
+    columns = _codes(words, 4).reshape(len(words), -1, len(AWQ_PLACES))
+    return columns[:, :, places].flatten(1)
+
+
 def _codes(words: Int32[Tensor, "rows words"], bits: int) -> Int32[Tensor, "rows codes"]:
     """Return the numbers of `bits` bits that each word holds, its lowest first."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
