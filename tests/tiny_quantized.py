@@ -113,16 +113,67 @@ def _gptq_config(bits: int, form: str = "gptq") -> dict[str, Any]:
     return {"quant_method": "gptq", "checkpoint_format": form, **common, "lm_head": False}
 
 
+def _fp8(weight: Tensor) -> Packed:
+    """Round to float8, with a scale for every block of 32 × 32."""
+    blocks = weight.float().unflatten(1, (-1, GROUP)).unflatten(0, (-1, GROUP))
+    scales = blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
+    codes = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+    value = (codes.float() * scales[:, None, :, None]).reshape(weight.shape)
+    return {"weight": codes.reshape(weight.shape), "weight_scale_inv": scales}, value
+
+
+FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def _mxfp4(weight: Tensor) -> Packed:
+    """Pack (expert, in, out) as gpt-oss does: 32 inputs share a power of two, two to a byte."""
+    groups = weight.transpose(1, 2).unflatten(2, (-1, GROUP))  # expert, out, group, place
+    exponents = (groups.abs().amax(-1) / 6).log2().ceil()
+    scaled = groups / exponents.exp2()[..., None]
+    codes = (scaled.abs()[..., None] - FP4).abs().argmin(-1)
+    value = (FP4[codes] * scaled.sign() * exponents.exp2()[..., None]).flatten(2).transpose(1, 2)
+    nibbles = (codes + 8 * (scaled < 0)).to(torch.uint8)
+    tensors = {
+        "blocks": nibbles[..., 0::2] | (nibbles[..., 1::2] << 4),
+        "scales": (exponents + 127).to(torch.uint8),
+    }
+    return tensors, value.contiguous()
+
+
+def save_mxfp4_checkpoint(folder: Path | str, *, seed: int = 0) -> Path:
+    """Write a tiny gpt-oss whose experts are stored in MXFP4."""
+    folder = Path(folder)
+    tiny_model("gpt_oss", seed=seed, **WIDE).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    stored = load_file(folder / "model.safetensors")
+    weights = {}
+    for name in [n for n in stored if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        packed, weights[name] = _mxfp4(stored.pop(name).float())
+        stored |= {f"{name}_{end}": tensor for end, tensor in packed.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "stood-for.st")
+    values = json.loads((folder / "config.json").read_text())
+    values["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": None}
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
 PACKERS: Mapping[str, Callable[[Tensor], Packed]] = {
     "gptq": _gptq(4),
     "gptq-8": _gptq(8),
     "gptq-v2": _gptq(4, first_format=False),
     "awq": _awq,
+    "fp8": _fp8,
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gptq": _gptq_config(4),
     "gptq-8": _gptq_config(8),
     "gptq-v2": _gptq_config(4, "gptq_v2"),
+    "fp8": {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [GROUP, GROUP],
+    },
     "awq": {
         "quant_method": "awq",
         "bits": 4,

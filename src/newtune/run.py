@@ -50,6 +50,7 @@ from newtune.outputs.load import (
 )
 from newtune.outputs.merge import Merged, merge_adapter, require_mergeable
 from newtune.outputs.report import RunReport, report_run, report_uploads
+from newtune.outputs.requantize import Form
 from newtune.outputs.save import save_final
 from newtune.outputs.uploads import Uploads, open_uploads
 from newtune.plan.mesh import require_processes
@@ -265,12 +266,17 @@ def save_result(
 
 
 def merge(
-    config: RunConfig, *, dtype: Dtype | None = None, overwrite: bool = False, keep: bool = False
+    config: RunConfig,
+    *,
+    dtype: Dtype | None = None,
+    overwrite: bool = False,
+    keep: bool = False,
+    quantize: Form | None = None,
 ) -> Merged:
     """Merge a run's adapter into its base, verified on held-out rows, into `output_dir/merged`.
 
     The dtype is the given one, else `merged_dtype`, else the base checkpoint's. A GGUF base has
-    none once it is dequantised: then it is the one that the training stored it in.
+    none once it is dequantised: then it is the training's. `quantize`: once more, in few bits.
     """
     run_dir = RunDir(Path(config.output.output_dir))
     require_mergeable(run_dir, base_source=config.model.base_model, overwrite=overwrite)
@@ -299,6 +305,7 @@ def merge(
         or plan.model.precision.frozen_weights,
         overwrite=overwrite,
         keep=keep,
+        quantize=quantize,
     )
     report_run(run_dir, plan)
     return merged

@@ -105,9 +105,14 @@ def merge(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep a merged model that fails its proof.")
     ] = False,
+    quantize: Annotated[
+        Literal["nf4", "fp4", "int8"] | None,
+        typer.Option(help="Write the merged model once more, quantised by bitsandbytes."),
+    ] = None,
 ) -> None:
     """Merge the adapter into the base model and verify the result."""
-    call("merge", config, context.args, dtype=dtype, overwrite=overwrite, keep=keep)
+    options = {"dtype": dtype, "overwrite": overwrite, "keep": keep, "quantize": quantize}
+    call("merge", config, context.args, **options)
 
 
 @app.command("merge-sharded-fsdp-weights", context_settings=TAKES_OVERRIDES, epilog=OVERRIDES)

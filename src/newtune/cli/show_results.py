@@ -35,6 +35,7 @@ def show_merge(merged: "Merged", config_path: Path) -> None:
     table.add_row("equal greedy tokens", f"{report.equal_greedy:.2%} "
                   f"(base: {report.equal_greedy_base:.2%})")  # fmt: skip
     table.add_row("verdict", "[green]the merged model is what was trained[/]")
+    _add_quantized(table, merged)
     table.add_row("next", Text(safe(f"newtune chat {config_path}")))
     Console().print(table)
 
@@ -47,6 +48,17 @@ def show_consolidated(done: "Consolidated") -> None:
     holds = f"{manifest.kind}: {manifest.parameters:,} parameters, {manifest.dtype}"
     table.add_row("holds", f"{holds}, {done.tensors} tensors")
     Console().print(table)
+
+
+def _add_quantized(table: Table, merged: "Merged") -> None:
+    loss = merged.quantizing_loss
+    if loss is None:
+        return
+    share = loss.bytes_quantized / loss.bytes_merged
+    named = f"{merged.quantized} ({loss.form}, {share:.0%} of the merged model's bytes)"
+    table.add_row("quantised", Text(safe(named)))
+    table.add_row("KL(merged‖quantised)", f"{loss.kl:.3g} nats per token")
+    table.add_row("equal greedy tokens", f"{loss.equal_greedy:.2%} of quantised and merged")
 
 
 def show_evaluation(result: "Evaluation") -> None:

@@ -31,7 +31,13 @@ from newtune.model.facts import model_builder, read_config, read_model_facts
 from newtune.model.head import base_model, head_name, install_head
 from newtune.model.loftq import repair_quantization
 from newtune.model.placement import bring_in_place, placed_loading
-from newtune.model.quantization import knowing, plain, quantized_loading, settle
+from newtune.model.quantization import (
+    knowing,
+    plain,
+    quantized_loading,
+    rebuilt,
+    settle,
+)
 from newtune.model.self_check import require_isolation, require_own_loss
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
 from newtune.plan.attention import RUNS_ON_CPU
@@ -134,12 +140,14 @@ def load_base(
     notice(f"loading {plan.source}")
     source = _download(plan)
     if plan.quantization is None:
-        return _load(plan, source, trained=trained)
-    if source.gguf_file is None:
+        model = _load(plan, source, trained=trained)
+        return rebuilt(model, model.dtype) if plan.unpacks else model
+    if source.gguf_file is None and not plan.unpacks:
         model = _load(plan, source, quantized=True)
     else:  # both are quantisations to transformers, so one comes after the other
         with TemporaryDirectory(prefix="newtune-") as folder:
-            _load(plan, source).save_pretrained(folder)
+            first = _load(plan, source)
+            (rebuilt(first, first.dtype) if plan.unpacks else first).save_pretrained(folder)
             model = _load(plan, Source(folder), quantized=True)
     settle(model, plan.quantization)
     if not dequantized:
@@ -170,13 +178,20 @@ def empty_base(plan: ModelPlan, *, trained: bool = False) -> PreTrainedModel:
     return model
 
 
-def _config(plan: ModelPlan) -> PreTrainedConfig:
-    return read_config(
+def _config(plan: ModelPlan, *, packed: bool = False) -> PreTrainedConfig:
+    """Return the model's configuration; `packed`: of files that loading dequantises."""
+    config = read_config(
         plan.config_source,
         revision=plan.revision if plan.config_source == plan.source else None,
         trust_remote_code=plan.trust_remote_code,
         overrides=plan.config_overrides,
     )
+    if plan.unpacks:
+        stored = config.quantization_config
+        del config.quantization_config
+        if packed:
+            config.quantization_config = {**stored, "dequantize": True}
+    return config
 
 
 def _dtype(plan: ModelPlan, *, trained: bool) -> torch.dtype:
@@ -189,7 +204,7 @@ def _dtype(plan: ModelPlan, *, trained: bool) -> torch.dtype:
 def _load(
     plan: ModelPlan, source: Source, *, trained: bool = False, quantized: bool = False
 ) -> PreTrainedModel:
-    config = _config(plan)
+    config = _config(plan, packed=not quantized)
     arguments: dict[str, Any] = {
         "config": config,
         "dtype": _dtype(plan, trained=trained),

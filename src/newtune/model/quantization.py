@@ -78,21 +78,27 @@ def settle(model: PreTrainedModel, plan: QuantizationPlan) -> None:
 def plain(model: PreTrainedModel, plan: QuantizationPlan, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with its quantised layers as ordinary ones in `dtype`; `model` is used up.
 
-    Weights unpacked to float16, which bfloat16 would round, make that float32. The model is built
-    anew from the weights, because one that was read from quantised files remembers how and would
-    be written in the same way.
+    Weights unpacked to float16, which bfloat16 would round, make that float32.
     """
     dtype = torch.promote_types(dtype, torch.float16) if plan.is_float16 else dtype
     dequantized = LIBRARIES[plan.method].dequantize(model, dtype)
+    return rebuilt(dequantized, dtype).requires_grad_(requires_grad=False)
+
+
+def rebuilt(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model built anew from its weights.
+
+    One that was read from quantised files remembers how and would be written in the same way.
+    """
     with knowing():
-        built: PreTrainedModel = type(dequantized).from_pretrained(
+        built: PreTrainedModel = type(model).from_pretrained(
             None,
-            config=dequantized.config,
-            state_dict=_own_layout(dequantized),
+            config=model.config,
+            state_dict=_own_layout(model),
             dtype=dtype,
-            attn_implementation=dequantized.config._attn_implementation,
+            attn_implementation=model.config._attn_implementation,
         )
-    return built.requires_grad_(requires_grad=False)
+    return built
 
 
 def _own_layout(model: PreTrainedModel) -> dict[str, Tensor]:

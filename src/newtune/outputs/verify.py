@@ -285,8 +285,8 @@ class _Sums:
     def add(self, adapter: Tensor, base: Tensor, merged: Tensor) -> None:
         log_adapter = adapter.log_softmax(-1)
         self.positions += len(adapter)
-        self.kl_merged += _kl(log_adapter, merged.log_softmax(-1))
-        self.kl_base += _kl(log_adapter, base.log_softmax(-1))
+        self.kl_merged += kl_sum(log_adapter, merged.log_softmax(-1))
+        self.kl_base += kl_sum(log_adapter, base.log_softmax(-1))
         preferred = adapter.argmax(-1)
         self.equal += int((merged.argmax(-1) == preferred).sum())
         self.equal_base += int((base.argmax(-1) == preferred).sum())
@@ -299,6 +299,6 @@ def _larger(seen: float, value: Tensor) -> float:
     return float(torch.maximum(torch.tensor(seen, dtype=value.dtype), value))
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> float:
+def kl_sum(log_p: Tensor, log_q: Tensor) -> float:
     """Return the sum over positions of KL(p‖q) in nats."""
     return float((log_p.exp() * (log_p - log_q)).sum())

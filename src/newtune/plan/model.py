@@ -11,7 +11,7 @@ from newtune.plan.isolation import refuse_leaking
 from newtune.plan.ledger import Ledger
 from newtune.plan.parts import ModelFacts, ModelPlan, PrecisionPlan
 from newtune.plan.precision import resolve_precision
-from newtune.plan.quantization import plan_quantization
+from newtune.plan.quantization import plan_quantization, unpacked_at_loading
 from newtune.plan.sequences import shares_sequences
 from newtune.plan.zero import asks_for_bf16, read_zero, zero_precision
 
@@ -35,6 +35,9 @@ def plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledge
         options={**BNB_DEFAULTS, **(config.quantization.bnb_config_kwargs or {})},
     )
     ledger.decide("model.quantization", quantization, why)
+    unpacked = unpacked_at_loading(facts, precision, adapter=config.adapter.adapter)
+    if unpacked is not None:
+        ledger.notice(unpacked)
     packed = shares_sequences(config) or bool(config.sequence.batch_flattening)
     attention = _plan_attention(config, world, facts, ledger, precision, packed=packed)
     return ModelPlan(
@@ -54,6 +57,7 @@ def plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledge
         embedding_multiple=32 if config.tokenizer.resize_token_embeddings_to_32x else None,
         unfrozen_parameters=as_tuple(model.unfrozen_parameters),
         quantization=quantization,
+        unpacks=unpacked is not None,
         packed=packed,
     )
 

@@ -142,6 +142,8 @@ class ModelPlan:
     unfrozen_parameters: tuple[str, ...] = ()
     """Regexes of the parameters a full fine-tuning trains; empty = all."""
     quantization: QuantizationPlan | None = None
+    unpacks: bool = False
+    """The checkpoint is stored quantised, and loading makes ordinary weights of it."""
     placement: PlacementPlan | None = None
     """Where the layers lie; None = all of them on `device`."""
     packed: bool = False

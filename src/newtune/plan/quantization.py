@@ -7,7 +7,9 @@ from typing import Any
 from newtune.errors import ConfigError, Problem
 from newtune.plan.parts import AdapterPlan, Method, ModelFacts, PrecisionPlan, QuantizationPlan
 from newtune.plan.targets import read_directly
+from newtune.plan.weights import BYTES
 
+GIB = 1 << 30
 Stored = Mapping[str, Any]
 """A checkpoint's own `quantization_config`."""
 
@@ -66,6 +68,25 @@ PACKINGS: Mapping[str, Packing] = {
 """`quant_method` of a checkpoint → how it is taken up; every other is refused by its name."""
 
 
+UNPACKED: Mapping[str, str] = {"fp8": "FP8", "mxfp4": "MXFP4"}
+"""`quant_method` of a checkpoint that is dequantised when it is loaded → its name."""
+
+
+def unpacked_at_loading(
+    facts: ModelFacts, precision: PrecisionPlan, *, adapter: str | None
+) -> str | None:
+    """Return what is to be known of a checkpoint that loading dequantises; None = it does not."""
+    name = UNPACKED.get(str((facts.stored_quantized or {}).get("quant_method")))
+    if name is None:
+        return None
+    dtype = precision.frozen_weights if adapter else precision.trained_weights
+    return (
+        f"the checkpoint is stored in {name} and dequantised when it is loaded: its weights take "
+        f"{facts.parameters * BYTES[dtype] / GIB:.3g} GiB in {dtype}, as if they had never been "
+        "quantised"
+    )
+
+
 def plan_quantization(
     facts: ModelFacts,
     precision: PrecisionPlan,
@@ -87,7 +108,7 @@ def plan_quantization(
         how = f"quantised by `{stored['quant_method']}`" if stored else "not quantised"
         hint = "Leave the key out, or give a GPTQ checkpoint; newtune makes none itself."
         raise _problem(f"is asked for, but the checkpoint of `base_model` is {how}", hint, "gptq")
-    if stored is not None:
+    if stored is not None and stored.get("quant_method") not in UNPACKED:
         return _stored(stored, facts, adapter, asked=_asked_bits(adapter, four_bit, eight_bit))
     arguments: dict[str, Any] = {
         "bnb_4bit_compute_dtype": precision.autocast or precision.frozen_weights,
@@ -102,7 +123,7 @@ def plan_quantization(
         return QuantizationPlan(4, arguments), f"{key}: bitsandbytes"
     if eight_bit:
         return QuantizationPlan(8, arguments), "load_in_8bit: bitsandbytes"
-    return None, "not quantised"
+    return None, "not quantised" if stored is None else "ordinary weights once it is loaded"
 
 
 def _asked_bits(adapter: str | None, four_bit: bool, eight_bit: bool) -> int | None:  # noqa: FBT001

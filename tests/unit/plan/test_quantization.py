@@ -8,7 +8,11 @@ from newtune.errors import ConfigError, SetupError
 from newtune.model.facts import read_model_facts
 from newtune.model.quantization import require_library
 from newtune.plan.parts import AdapterPlan, PrecisionPlan, QuantizationPlan
-from newtune.plan.quantization import plan_quantization, require_trainable
+from newtune.plan.quantization import (
+    plan_quantization,
+    require_trainable,
+    unpacked_at_loading,
+)
 from tiny_quantized import CONFIGS, save_quantized_checkpoint
 
 FLOAT32 = PrecisionPlan("float32", "float32", None, None)
@@ -54,6 +58,20 @@ def test_awq_is_seen(facts, stored):
     assert found.is_float16
 
 
+@pytest.mark.parametrize(("method", "name"), [("fp8", "FP8"), ("mxfp4", "MXFP4")])
+def test_what_loading_dequantises_is_a_plain_base_with_its_size_told(facts, method, name):
+    facts = replace(facts, parameters=3 << 30, stored_quantized={"quant_method": method})
+    assert plan(facts, facts.stored_quantized) is None
+    assert plan(facts, facts.stored_quantized, adapter=None) is None
+    assert plan(facts, facts.stored_quantized, four_bit=True).bits == 4
+    mixed = PrecisionPlan("bfloat16", "float32", "bfloat16", None)
+    said = unpacked_at_loading(facts, mixed, adapter="lora")
+    assert f"stored in {name} and dequantised" in said
+    assert "take 6 GiB in bfloat16" in said
+    assert "take 12 GiB in float32" in unpacked_at_loading(facts, mixed, adapter=None)
+    assert unpacked_at_loading(replace(facts, stored_quantized=None), mixed, adapter=None) is None
+
+
 @pytest.mark.parametrize(
     ("change", "family", "says"),
     [
@@ -91,7 +109,7 @@ def test_awq_of_other_kinds_is_refused(facts, change, family, says):
         *(
             ({"quant_method": method}, {}, "base_model", f"quantised by `{method}`")
             for method in (
-                *("torchao", "fp8", "mxfp4", "hqq", "eetq"),
+                *("torchao", "hqq", "eetq"),
                 *("aqlm", "vptq", "quanto", "spqr", "compressed-tensors"),
             )
         ),
