@@ -8,6 +8,7 @@ import inspect
 import pytest
 from transformers import Trainer
 
+from newtune.training.resumable import ResumableTrainer
 from newtune.training.trainer import NewtuneTrainer
 
 OVERRIDDEN = {
@@ -54,7 +55,12 @@ def test_a_called_method_has_the_signature_we_know(name):
 
 
 def test_no_override_is_missing_from_the_list():
-    ours = {name for name in vars(NewtuneTrainer) if callable(getattr(NewtuneTrainer, name))}
+    ours = {
+        name
+        for written in (ResumableTrainer, NewtuneTrainer)
+        for name in vars(written)
+        if callable(getattr(written, name))
+    }
     overridden = {name for name in ours & set(dir(Trainer)) if not name.startswith("__")}
     assert overridden == set(OVERRIDDEN)
 
