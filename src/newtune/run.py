@@ -153,7 +153,7 @@ def train_together(
         require_same_inputs(checkpoint.parent, inputs, source=plan.model.source)
 
     parallel = plan.training.parallel
-    group = replace(group, sharers=parallel.mesh.tensor)
+    group = replace(group, sharers=parallel.mesh.sharers, twins=parallel.mesh.tensor)
     group.form(meeting, backend=parallel.backend, timeout_seconds=parallel.timeout_seconds)
     report = fit(prepared, model, run_dir, group, uploads, checkpoint=checkpoint)
     return report and report_uploads(run_dir, report, uploads.problems)

@@ -60,6 +60,7 @@ MAY_DIFFER_ON_RESUME = frozenset(
         "dp_replicate_size",
         "dp_shard_size",
         "tensor_parallel_size",
+        "context_parallel_size",
         "hub_model_id",
         "hub_strategy",
         "hub_private_repo",

@@ -46,6 +46,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     pairs = Pairs(bench)
     for case in ALL if measures_all() else FEW:
         pairs.compare("DDP", case, {**ALL[case], **SHORT})
+    if not measures_all():  # all that share sequences are in test_context.py
+        for case in FEW:
+            pairs.compare("CP", case, {**ALL[case], **SHORT}, context_parallel_size=2)
     pairs.alone("one-saved", **SAVED)
     pairs.together("two-saved", **SAVED, ddp_backend="gloo", ddp_timeout=77)
     for start in ("one", "two"):

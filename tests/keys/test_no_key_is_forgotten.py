@@ -81,6 +81,8 @@ SHOWN_BY = {
         "unit/plan/test_parallel.py::test_",
     ),
     "dp_replicate_size": "unit/plan/test_mesh.py::test_the_axes_follow",
+    "context_parallel_size": "unit/plan/test_context.py::test_neighbours_share_sequences",
+    "ring_attn_func": "unit/plan/test_context.py::test_a_ring_is_refused",
     "tensor_parallel_size": "unit/plan/test_tensor.py::test_layers_are_split",
     "dp_shard_size": "unit/plan/test_mesh.py::test_the_axes_follow",
     "strict": "unit/config/test_load.py::test_strict_lets_the_command_line_change_only",

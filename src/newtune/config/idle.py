@@ -23,7 +23,7 @@ class Idle:
 
 
 def never(_: RunConfig) -> bool:
-    """Say that keys cannot act: what they refine is refused."""
+    """Say that keys cannot act: what they refine is refused, or not done so."""
     return False
 
 
@@ -175,8 +175,13 @@ IDLE: tuple[Idle, ...] = (
         "`dataloader_num_workers` is not given",
     ),
     Idle(
-        ("heads_k_stride", "ring_attn_func"),
+        ("heads_k_stride",),
         never,
+        "it is for ring attention; here parts of a sequence are exchanged for heads (Ulysses)",
+    ),
+    Idle(
+        ("ring_attn_func",),
+        lambda config: (config.parallel.context_parallel_size or 1) > 1,
         "sequences are not shared between processes",
     ),
     Idle(

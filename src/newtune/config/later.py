@@ -27,12 +27,6 @@ _COMPILE = Later("compiling the model is not available yet")
 _FP8 = Later("8-bit floating point is not available yet")
 _QAT = Later("quantisation-aware training is not available yet")
 _PROCESSES = Later("sharing a model between processes is not available yet; each holds all of it")
-_SEQUENCE = Later(
-    "sharing one sequence between processes (ring attention, Ulysses) is not available yet: the "
-    "loss and the isolation of packed examples were not shown equal to one process's",
-    (1,),
-    "Leave it out; `gradient_checkpointing: true` and `deepspeed` or `fsdp_config` save memory.",
-)
 _RAY = Later("starting on a Ray cluster is not available yet")
 _PREFERENCE = Later("objectives other than the next token's loss are not available yet")
 _MULTIMODAL = Later("multimodal models are not available yet")
@@ -72,7 +66,6 @@ LATER: Mapping[str, Later] = {
     "flex_attn_compile_kwargs": _COMPILE,
     "peft_layer_replication": Later("repeating layers is not available yet"),
     "deepcompile": _PROCESSES,
-    "context_parallel_size": _SEQUENCE,
     "expert_parallel_size": Later(
         "experts are not dealt out over processes",
         (1,),

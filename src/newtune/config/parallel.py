@@ -67,13 +67,13 @@ class ParallelSection(Section):
     dp_replicate_size: Positive | None = None
     """Copies of the model; with `dp_shard_size` each is shared (HSDP)."""
     context_parallel_size: Positive | None = None
-    """Processes that share one sequence."""
+    """Neighbouring processes that share each sequence: every one computes a part of its tokens."""
     tensor_parallel_size: Positive | None = None
     """Neighbouring processes that share each layer and compute the same rows."""
     expert_parallel_size: Positive | None = None
     """Processes that share the experts of a mixture."""
     heads_k_stride: Positive | None = None
-    """Key heads communicated at a time when a sequence is shared."""
+    """Ring attention's key heads communicated at a time. newtune exchanges all at once."""
     ring_attn_func: str | None = None
     """Which ring attention shares a sequence."""
     ddp: bool | None = None

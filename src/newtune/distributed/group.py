@@ -31,6 +31,8 @@ class Group:
     """What is told where this process stands."""
     sharers: int = 1
     """Neighbours that compute the same rows together: what they count is counted once."""
+    twins: int = 1
+    """Of the sharers, those that compute the same tokens: what they draw at random is the same."""
 
     @classmethod
     def of(cls, world: World, watch: Watch = UNWATCHED) -> "Group":
@@ -63,6 +65,11 @@ class Group:
     def data_size(self) -> int:
         """Return into how many parts a step's rows are dealt out."""
         return self.size // self.sharers
+
+    @property
+    def draw(self) -> int:
+        """Return what sets this process's random numbers apart from those of others."""
+        return self.rank // self.twins
 
     def numbers(self, values: Sequence[float]) -> list[list[float]]:
         """Return the numbers of every process, by rank; all must give as many."""

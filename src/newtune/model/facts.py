@@ -69,6 +69,7 @@ def read_model_facts(
         takes_positions=takes_positions(model),
         attentions=_attentions(model),
         tensor_plan=dict(model.tp_plan),
+        rotary_kinds=_rotary_kinds(text),
         **_heads(text),
     )
 
@@ -207,6 +208,12 @@ def _heads(config: PreTrainedConfig) -> dict[str, int | None]:
     values = config.to_dict()
     heads = values.get("num_attention_heads") or values.get("n_head")
     return {"heads": heads, "key_heads": values.get("num_key_value_heads") or heads}
+
+
+def _rotary_kinds(config: PreTrainedConfig) -> frozenset[str]:
+    rope = config.to_dict().get("rope_parameters") or {}
+    by_layer = [inner for inner in rope.values() if isinstance(inner, Mapping)]
+    return frozenset(str(r["rope_type"]) for r in (rope, *by_layer) if "rope_type" in r)
 
 
 def _linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -214,15 +214,12 @@ def shift_labels(
 
 
 @contextmanager
-def loss_at(
-    model: nn.Module, labels: Int[Tensor, "batch seq"], position_ids: Int[Tensor, "batch seq"]
-) -> Iterator[None]:
+def loss_at(model: nn.Module, targets: Int[Tensor, "batch seq"]) -> Iterator[None]:
     """Within, a forward of the model returns [loss sum, trained tokens] as its `logits`.
 
-    Labels are not shifted; those of an example's first token are left out.
+    `targets[:, t]` is what position t is to predict (`shift_labels`).
     """
     base = base_model(model)
-    targets = shift_labels(labels, position_ids)
     heads = [module for module in base.modules() if isinstance(module, OutputHead)]
     with ExitStack() as stack:
         softcap, scale = stack.enter_context(absorbed(base))
@@ -240,8 +237,15 @@ def compute_loss_sum(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""],
 
     The sum carries the gradient; divide it by the trained tokens of the whole step.
     """
+    return loss_of_targets(model, batch, shift_labels(batch["labels"], batch["position_ids"]))
+
+
+def loss_of_targets(
+    model: nn.Module, batch: Batch, targets: Int[Tensor, "batch seq"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return what `compute_loss_sum` does, for labels that were shifted already."""
     inputs = forward_inputs(model, batch)
-    with loss_at(model, batch["labels"], batch["position_ids"]):
+    with loss_at(model, targets):
         result = model(**inputs, use_cache=False).logits
     if result.shape != (2,):
         raise ModelError(

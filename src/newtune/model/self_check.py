@@ -1,11 +1,12 @@
-"""Two measurements on the loaded model itself, before its first step.
+"""Measurements on the loaded model itself, before its first step.
 
-Is newtune's loss that of the model's own logits? And do packed examples see each other? A family
-that nobody has seen yet answers both, in a few forwards of 13 tokens. None of the model's weights,
+Is newtune's loss that of the model's own logits? Do packed examples see each other? Does a
+sequence that processes share have the loss of a whole one? A family that nobody has seen yet
+answers, in a few forwards of 13 tokens. None of the model's weights,
 buffers and random states is touched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +21,7 @@ from newtune.errors import ModelError
 from newtune.logs import notice
 from newtune.model.head import base_model, compute_loss_sum, forward_inputs
 from newtune.model.logits import FACTORS, SOFTCAPS
+from newtune.types import Batch
 
 Model = PreTrainedModel | PeftModel
 
@@ -54,6 +56,33 @@ def require_own_loss(model: Model, *, autocast: torch.dtype | None = None) -> No
         f"this `{base_model(model).config.model_type}` changes its logits after its output head in "
         f"a way newtune does not know: its own logits give a loss of {theirs:.5g} for a token, "
         f"newtune's head {ours:.5g}. Known are {known}."
+    )
+
+
+def require_shared_loss(
+    model: Model,
+    loss_sum: Callable[[Model, Batch], tuple[Tensor, Tensor]],
+    *,
+    autocast: torch.dtype | None = None,
+) -> None:
+    """Refuse a model whose loss of a sequence that processes share is not that of the whole.
+
+    Raises:
+        ModelError: with the numbers.
+    """
+    with _quietly(model, autocast):
+        row = _row(model, [torch.arange(length) for length in LENGTHS])
+        batch: Any = {**row, "labels": row["input_ids"]}
+        whole, shared = compute_loss_sum(model, batch)[0], loss_sum(model, batch)[0]
+    difference = float(abs(shared - whole) / whole)
+    most = LOSS_IN_FLOAT32 if _is_exact(model, autocast) else LOSS_IN_FEW_BITS
+    if difference <= most:
+        notice(f"measured: a shared sequence has the loss of a whole one ({difference:.1e} apart)")
+        return
+    raise ModelError(
+        f"this `{base_model(model).config.model_type}` cannot share a sequence: it gives a loss of "
+        f"{float(shared):.5g}, the whole sequence {float(whole):.5g}. Leave "
+        "`context_parallel_size` out."
     )
 
 

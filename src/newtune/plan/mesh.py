@@ -13,9 +13,15 @@ from newtune.plan.parts import MeshPlan
 AXES: Mapping[str, str] = {
     "dp_replicate_size": "replicas",
     "dp_shard_size": "shards",
+    "context_parallel_size": "context",
     "tensor_parallel_size": "tensor",
 }
 """Key → axis, the outermost first: neighbours talk most."""
+NOTHING: Mapping[str, tuple[int | None, ...]] = {
+    "context_parallel_size": (None, 1),
+    "tensor_parallel_size": (None, 1),
+}
+"""Sizes that share nothing, so that the other axes follow as without them."""
 HYBRID = ("HYBRID_SHARD", "4", "HYBRID_SHARD_ZERO2", "5")
 """Names of FSDP1: a copy of the model on each machine, sharded over the machine's processes."""
 
@@ -23,7 +29,7 @@ HYBRID = ("HYBRID_SHARD", "4", "HYBRID_SHARD_ZERO2", "5")
 def given_sizes(config: RunConfig) -> dict[str, int]:
     """Return the sizes of axes that the configuration gives, by key."""
     sizes = {key: getattr(config.parallel, key) for key in AXES}
-    return {key: size for key, size in sizes.items() if size is not None}
+    return {key: size for key, size in sizes.items() if size not in NOTHING.get(key, (None,))}
 
 
 def require_processes(config: RunConfig, world: World) -> None:
@@ -56,11 +62,18 @@ def plan_mesh(
             )
     elif not sizes:
         sizes = {"dp_shard_size" if sharded else "dp_replicate_size": world.size}
-    elif sharded and "dp_shard_size" not in sizes and world.size % _product(sizes) == 0:
-        sizes["dp_shard_size"] = world.size // _product(sizes)
+    elif (open_key := _open_axis(sizes, sharded=sharded)) and world.size % _product(sizes) == 0:
+        sizes = {open_key: world.size // _product(sizes), **sizes}
     if _product(sizes) != world.size:
         _refuse(sizes, world)
     return MeshPlan(**{AXES[key]: size for key, size in sizes.items()})
+
+
+def _open_axis(sizes: Mapping[str, int], *, sharded: bool) -> str | None:
+    """Return the key whose size follows from the others, if there is one."""
+    key = "dp_shard_size" if sharded else "dp_replicate_size"
+    follows = sharded or "context_parallel_size" in sizes
+    return key if follows and key not in sizes else None
 
 
 def _by_machine(world: World) -> dict[str, int]:

@@ -27,6 +27,7 @@ ENGINES: Mapping[str, Mapping[str, Any]] = {
     "TP": {"tensor_parallel_size": 4},
     "TP × FSDP2": {"tensor_parallel_size": 2, "dp_shard_size": 2},
     "CP": {"context_parallel_size": 4},
+    "CP × FSDP2": {"context_parallel_size": 2, "dp_shard_size": 2},
     "EP": {"expert_parallel_size": 4},
     "device_map": {"device_map": "balanced"},
 }
@@ -85,7 +86,8 @@ HEAD = """# Which engine goes with which training
 Written by `make docs` from the rules themselves: each cell is a plan that was made for a small
 Llama on four processes, or the reason for which none is. `yes` says that the rules let it run; what
 was run and measured against one process is in [parity](parity.md). Models differ: mixtures of
-experts and families without a plan of transformers are refused under TP. Engines are explained in
+experts and families without a plan of transformers are refused under TP, families that no test
+compared under CP. Engines are explained in
 [scaling](scaling.md).
 """
 

@@ -8,6 +8,7 @@ from newtune.config.parallel import FsdpSection
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
+from newtune.plan.context import require_shareable
 from newtune.plan.ledger import Ledger
 from newtune.plan.mesh import HYBRID, given_sizes, plan_mesh
 from newtune.plan.parts import (
@@ -68,10 +69,11 @@ def plan_parallel(
     facts: ModelFacts | None = None,
     adapter: AdapterPlan | None = None,
     quantization: QuantizationPlan | None = None,
+    attention: str = "sdpa",
 ) -> ParallelPlan:
     """Return how the processes work together; alone, given options are answered with a notice.
 
-    `facts` are needed where layers are split.
+    `facts` are needed where layers are split or sequences shared.
 
     Raises:
         ConfigError: `ddp: false` with several processes, each of which would train alone; what
@@ -105,6 +107,9 @@ def plan_parallel(
     if fsdp is not None or splits:
         _require_shardable(config, fsdp, quantization)
         _answer_ddp_options(options, ledger)
+    if mesh.context > 1:
+        assert facts is not None
+        require_shareable(config, mesh.context, facts=facts, attention=attention)
     styles: Mapping[str, str] = {}
     if splits:
         _require_one_copy(mesh, sharded=fsdp is not None)
@@ -176,6 +181,10 @@ def _answer_ddp_options(options: Mapping[str, Any], ledger: Ledger) -> None:
 
 def _why(plan: ParallelPlan, world: World) -> str:
     copies, shards = plan.mesh.replicas, plan.mesh.shards
+    if plan.mesh.context > 1:
+        rows = f"{plan.mesh.context} processes share every sequence"
+        shards *= plan.mesh.context
+        return rows if plan.fsdp is None else f"{rows}; parameters are sharded {shards} ways"
     if plan.mesh.tensor > 1:
         layers = f"{plan.mesh.tensor} processes share every layer and its rows"
         return layers if plan.fsdp is None else f"{layers}; parameters are sharded {shards} ways"

@@ -44,6 +44,8 @@ class ModelFacts:
     heads: int | None = None
     key_heads: int | None = None
     """Attention heads, and those of keys and values; None where the config does not name them."""
+    rotary_kinds: frozenset[str] = frozenset()
+    """transformers' names of how its rotary embeddings are scaled (`linear`); empty = has none."""
 
 
 ENDLESS = 1 << 62
@@ -234,8 +236,15 @@ class MeshPlan:
     """Copies of the model: each has data of its own, gradients are averaged."""
     shards: int = 1
     """Processes that share the parameters of a copy (FSDP2); each has data of its own, too."""
+    context: int = 1
+    """Neighbouring processes that share every sequence: each computes a part of its tokens."""
     tensor: int = 1
     """Neighbouring processes that share every layer and compute the same rows together."""
+
+    @property
+    def sharers(self) -> int:
+        """Return how many neighbours have the same rows."""
+        return self.context * self.tensor
 
 
 @dataclass(frozen=True)

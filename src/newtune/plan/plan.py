@@ -140,6 +140,7 @@ def _plan_training(
             facts=side.facts,
             adapter=side.adapter,
             quantization=side.model.quantization,
+            attention=side.model.attention,
         ),
         ledger=ledger,
     )

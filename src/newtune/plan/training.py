@@ -42,7 +42,7 @@ def plan_training(
         ConfigError: batch sizes that do not divide; a run of no steps.
     """
     keys = config.training
-    steps = _plan_steps(config, world.size // parallel.mesh.tensor, data, ledger)
+    steps = _plan_steps(config, world.size // parallel.mesh.sharers, data, ledger)
     evaluation = _plan_evaluation(config, data, steps, ledger)
     logging_steps = keys.logging_steps
     if logging_steps is None:

@@ -20,6 +20,7 @@ from newtune.model.head import compute_loss_sum
 from newtune.plan.parts import Plan
 from newtune.run_dir import RunDir
 from newtune.training.checkpoint import Model
+from newtune.training.context import share_sequences
 from newtune.training.evaluation import GENERATION_ROWS, Answers, LossSum
 from newtune.training.evaluator import Evaluator
 from newtune.training.feed import TrainingData
@@ -69,6 +70,8 @@ def build_trainer(
         raise ValueError(f"{len(data.train)} micro-batches for a run of {expected}")
     _require_known_metric(plan)
     say_which_gpu(plan)
+    if plan.training.parallel.mesh.context > 1:
+        loss_sum = share_sequences(model, plan, group)
     if plan.training.evaluation.generate and stop_ids is None:
         stop_ids = end_ids(model, tokenizer)
     evaluator = Evaluator(

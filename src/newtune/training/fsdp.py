@@ -176,8 +176,12 @@ def shard(model: Model, plan: FsdpPlan, axes: DeviceMesh, group: Group) -> None:
 
 
 def axes_of(mesh: MeshPlan, device: str) -> DeviceMesh:
-    """Return the processes laid out along the axes that are used, the outermost first."""
-    sizes = {"replicate": mesh.replicas, "shard": mesh.shards, "tensor": mesh.tensor}
+    """Return the processes laid out along the axes that are used, the outermost first.
+
+    Processes that share sequences share parameters, too.
+    """
+    shards = mesh.shards * mesh.context
+    sizes = {"replicate": mesh.replicas, "shard": shards, "tensor": mesh.tensor}
     used = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
     return init_device_mesh(device, tuple(used.values()), mesh_dim_names=tuple(used))
 

@@ -170,7 +170,7 @@ class NewtuneTrainer(ResumableTrainer):
         self.group.on_main(lambda: checkpoints.remove_partials(self.run_dir.root))
         evaluates_first = 0 in self.evaluator.steps
         self.args.eval_on_start = start is None and evaluates_first
-        set_seed(self.plan.training.steps.seed + self.group.data_rank)  # dropout
+        set_seed(self.plan.training.steps.seed + self.group.draw)  # dropout
         try:
             with self.stop.listening():
                 output: TrainOutput = super().train(resume_from_checkpoint=start)

@@ -430,6 +430,10 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     "deepspeed_lays_out_the_processes": [
         ({"deepspeed": "deepspeed_configs/zero3.json", "dp_replicate_size": 2}, None),
         ({"deepspeed": "deepspeed_configs/zero3.json", "dp_shard_size": 2}, None),
+        ({"deepspeed": "deepspeed_configs/zero3.json", "context_parallel_size": 2}, None),
+    ],
+    "sequences_are_shared_by_heads": [
+        ({"context_parallel_size": 2, "ring_attn_func": "batch_zigzag"}, None),
     ],
     "parts_are_not_uploaded": [
         (

@@ -41,13 +41,13 @@ def planned(world: World = TWO, facts: ModelFacts = FACTS, **given: Any) -> Para
 
 def test_layers_are_split_and_the_vocabulary_is_whole() -> None:
     plan = planned()
-    assert (plan.engine, plan.mesh) == ("tensor", MeshPlan(1, 1, 2))
+    assert (plan.engine, plan.mesh) == ("tensor", MeshPlan(tensor=2))
     assert set(plan.tensor_styles) == {"model.layers.*.mlp.up_proj", "model.layers.*.mlp.down_proj"}
 
 
 def test_layers_are_split_and_parameters_sharded() -> None:
     plan = planned(FOUR, dp_shard_size=2)
-    assert (plan.engine, plan.mesh) == ("fsdp2", MeshPlan(1, 2, 2))
+    assert (plan.engine, plan.mesh) == ("fsdp2", MeshPlan(shards=2, tensor=2))
 
 
 @pytest.mark.parametrize(

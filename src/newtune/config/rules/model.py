@@ -235,10 +235,16 @@ def one_sharding_engine(config: RunConfig) -> Iterator[Problem]:
         yield Problem("deepspeed", "excludes FSDP (`fsdp`, `fsdp_config`)", "Keep one of them.")
 
 
-@about("deepspeed", "dp_shard_size", "dp_replicate_size", "tensor_parallel_size")
+@about(
+    *("deepspeed", "dp_shard_size", "dp_replicate_size"),
+    *("tensor_parallel_size", "context_parallel_size"),
+)
 def deepspeed_lays_out_the_processes(config: RunConfig) -> Iterator[Problem]:
     """`deepspeed` shares a model over all processes: sizes of axes are for FSDP2."""
-    for key in ("dp_shard_size", "dp_replicate_size", "tensor_parallel_size"):
+    for key in (
+        *("dp_shard_size", "dp_replicate_size"),
+        *("tensor_parallel_size", "context_parallel_size"),
+    ):
         size = getattr(config.parallel, key)
         if config.parallel.deepspeed and size is not None and size > 1:
             yield Problem(
@@ -258,6 +264,19 @@ def parts_are_not_uploaded(config: RunConfig) -> Iterator[Problem]:
         message = f"`{strategy}` uploads checkpoints as models, but they are to be in parts"
         hint = "Use `hub_strategy: end`, or `fsdp_config: {state_dict_type: FULL_STATE_DICT}`."
         yield Problem("hub_strategy", message, hint)
+
+
+@about("ring_attn_func", "context_parallel_size")
+def sequences_are_shared_by_heads(config: RunConfig) -> Iterator[Problem]:
+    """`context_parallel_size` exchanges parts of a sequence for heads; a ring is not available."""
+    keys = config.parallel
+    if keys.ring_attn_func and (keys.context_parallel_size or 1) > 1:
+        yield Problem(
+            "ring_attn_func",
+            "ring attention runs on GPUs only, where nobody has yet seen it give the numbers of "
+            "one process",
+            "Leave it out: newtune exchanges parts of a sequence for heads (Ulysses).",
+        )
 
 
 @about("fsdp_config")
