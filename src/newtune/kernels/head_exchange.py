@@ -30,8 +30,7 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        returned: Tensor = _Exchange.apply(gradients[0], ctx.group)
-        return returned, None
+        return _exchange(gradients[0], ctx.group), None
 
 
 class _Total(torch.autograd.Function):
@@ -56,8 +55,8 @@ def to_heads(
     """Return the whole sequence of this process's heads, for tensors with heads of their own."""
     processes = group.size()
     shares = [tensor.shape[1] // processes for tensor in tensors]
-    chunks = [tensor.unflatten(1, (processes, -1)) for tensor in tensors]
-    received = _Exchange.apply(torch.cat(chunks, dim=2).movedim(1, 0), group)
+    chunks = [_dealt_out(tensor, processes) for tensor in tensors]
+    received = _exchange(torch.cat(chunks, dim=2).movedim(1, 0), group)
     whole = received.movedim(0, 2).flatten(2, 3)  # [batch, heads, process, part, dim]
     return list(whole.split(shares, dim=1))
 
@@ -66,12 +65,22 @@ def to_parts(
     tensor: Float[Tensor, "batch seq share dim"], group: ProcessGroup
 ) -> Float[Tensor, "batch part heads dim"]:
     """Return this process's part of the sequence, for all heads."""
-    parts = tensor.unflatten(1, (group.size(), -1)).movedim(1, 0)
-    received: Tensor = _Exchange.apply(parts, group)
+    received = _exchange(_dealt_out(tensor, group.size()).movedim(1, 0), group)
     return received.movedim(0, 2).flatten(2, 3)  # [batch, part, process, share, dim]
 
 
 def total(values: Tensor, group: ProcessGroup) -> Tensor:
     """Return the sum over the processes of a group, differentiable as what all of them computed."""
-    summed: Tensor = _Total.apply(values, group)
+    summed: Tensor = _Total.apply(values, group)  # type: ignore[no-untyped-call]
     return summed
+
+
+def _exchange(parts: Tensor, group: ProcessGroup) -> Tensor:
+    received: Tensor = _Exchange.apply(parts, group)  # type: ignore[no-untyped-call]
+    return received
+
+
+def _dealt_out(tensor: Tensor, processes: int) -> Tensor:
+    """Return a tensor with its second axis as two: process, and what is left for each."""
+    batch, whole, *rest = tensor.shape
+    return tensor.reshape(batch, processes, whole // processes, *rest)
