@@ -58,7 +58,7 @@ def to_heads(
     chunks = [_dealt_out(tensor, processes) for tensor in tensors]
     received = _exchange(torch.cat(chunks, dim=2).movedim(1, 0), group)
     whole = received.movedim(0, 2).flatten(2, 3)  # [batch, heads, process, part, dim]
-    return list(whole.split(shares, dim=1))
+    return list(torch.split(whole, shares, dim=1))
 
 
 def to_parts(

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
     and_masks,
     causal_mask_function,
     packed_sequence_mask_function,
     sliding_window_overlay,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from newtune.errors import ModelError
 from newtune.kernels.head_exchange import to_heads, to_parts, total
@@ -77,7 +79,7 @@ class SharedSequence:
         Raises:
             ModelError: the model masks in a way that is not known to be right here.
         """
-        inner = AttentionMaskInterface()[self.attention]
+        inner = ALL_MASK_ATTENTION_FUNCTIONS[self.attention]
         if self.positions is None:
             mask: Tensor | None = inner(batch_size, q_length, kv_length, **options)
             return mask
@@ -106,7 +108,7 @@ class SharedSequence:
         Nothing else tells a part from a whole: where layers are computed anew for their backward,
         the forward is long over.
         """
-        inner = AttentionInterface()[self.attention]
+        inner = ALL_ATTENTION_FUNCTIONS[self.attention]
         part = query.shape[2]
         if attention_mask is None or attention_mask.shape[2] != part * self.group.size():
             if self.positions is not None:
