@@ -82,6 +82,10 @@ SHOWN_BY = {
     ),
     "dp_replicate_size": "unit/plan/test_mesh.py::test_the_axes_follow",
     "context_parallel_size": "unit/plan/test_context.py::test_neighbours_share_sequences",
+    **dict.fromkeys(
+        ("use_ray", "ray_num_workers", "ray_run_name", "resources_per_worker"),
+        "unit/plan/test_ray.py::test_what_ray_is_to_start",
+    ),
     "ring_attn_func": "unit/plan/test_context.py::test_a_ring_is_refused",
     "tensor_parallel_size": "unit/plan/test_tensor.py::test_layers_are_split",
     "dp_shard_size": "unit/plan/test_mesh.py::test_the_axes_follow",

@@ -47,13 +47,41 @@ def run(
                 "Leave the option to the launcher, or start `newtune train` by itself."
             )
         return train_here(config_path, overrides, resume=resume)
-    plan = plan_launch(load_config(config_path, overrides), asked)
+    config = load_config(config_path, overrides)
+    words = [str(config_path.resolve()), *overrides, *(["--resume"] if resume else [])]
+    if config.parallel.use_ray:
+        return start_on_ray(config, asked, words)
+    plan = plan_launch(config, asked)
     if plan is None:
         return train_here(config_path, overrides, resume=resume)
     from newtune.distributed.launch import launch
 
-    words = [str(config_path), *overrides]
-    return launch(plan, [*words, "--resume"] if resume else words)
+    return launch(plan, words)
+
+
+def start_on_ray(config: "RunConfig", asked: Asked, words: list[str]) -> int:
+    """Train in processes that Ray starts.
+
+    Raises:
+        SetupError: Ray is not installed; options that belong to the other launcher.
+    """
+    from newtune.plan.attention import is_installed
+    from newtune.plan.processes import ray_workers
+
+    if given := asked.given():
+        raise SetupError(
+            f"{given[0]}: with `use_ray` it is Ray that starts the processes: give "
+            "`ray_num_workers` and `resources_per_worker`, or leave `use_ray` out."
+        )
+    if not is_installed("ray"):
+        raise SetupError("use_ray: needs the package `ray`. Install it: pip install 'newtune[ray]'")
+    from newtune.distributed.ray_launch import RayLaunch, launch_on_ray
+
+    workers = ray_workers(config)
+    assert workers is not None
+    folder = Path(config.output.output_dir) / "ray"
+    plan = RayLaunch(workers.count, workers.resources, workers.run_name, folder)
+    return launch_on_ray(plan, words)
 
 
 def train_here(config_path: Path, overrides: list[str], *, resume: bool) -> int:

@@ -116,11 +116,15 @@ IDLE: tuple[Idle, ...] = (
         (
             *("scaling_softmax_*", "tiled_mlp_*", "pose_*", "eaft_*"),
             *("bench_*", "eval_causal_lm_metrics", "num_generation_samples", "generation_*"),
-            *("ray_*", "resources_per_worker"),
             *("otel_metrics_*", "model_quantization_config_kwargs"),
         ),
         never,
         "the key that switches it on is not given",
+    ),
+    Idle(
+        ("ray_*", "resources_per_worker"),
+        lambda config: config.parallel.use_ray,
+        "`use_ray` is not given",
     ),
     Idle(
         ("*datasets.*.trust_remote_code",),

@@ -27,7 +27,6 @@ _COMPILE = Later("compiling the model is not available yet")
 _FP8 = Later("8-bit floating point is not available yet")
 _QAT = Later("quantisation-aware training is not available yet")
 _PROCESSES = Later("sharing a model between processes is not available yet; each holds all of it")
-_RAY = Later("starting on a Ray cluster is not available yet")
 _PREFERENCE = Later("objectives other than the next token's loss are not available yet")
 _MULTIMODAL = Later("multimodal models are not available yet")
 _EXPERTS = Later("special handling of mixtures of experts is not available yet")
@@ -71,7 +70,6 @@ LATER: Mapping[str, Later] = {
         (1,),
         "Use `dp_shard_size`, which shards experts as it does every parameter.",
     ),
-    "use_ray": _RAY,
     "rl": _PREFERENCE,
     "rl_beta": _PREFERENCE,
     "rpo_alpha": _PREFERENCE,

@@ -92,13 +92,14 @@ class ParallelSection(Section):
     ddp_find_unused_parameters: bool | None = None
     """Look for parameters without a gradient."""
     use_ray: bool = False
-    """Start the processes on a Ray cluster."""
+    """Start the processes by Ray: on the cluster at RAY_ADDRESS, or on a Ray of this machine."""
     ray_run_name: str | None = None
-    """Name of the run on the cluster."""
+    """Name of the run in Ray, and of the folder of its notes in `output_dir/ray`."""
     ray_num_workers: Positive = 1
-    """Processes on the cluster."""
+    """Processes that Ray starts."""
     resources_per_worker: dict[str, Any] | None = None
-    """What each process needs on the cluster."""
+    """What each process needs of the cluster: `{CPU: 4, GPU: 1}`. Empty: one CPU, and one GPU where
+    there are enough."""
     local_rank: int | None = None
     """Set by launchers in the environment; in a file it changes nothing."""
     world_size: int | None = None

@@ -9,6 +9,7 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
 from newtune.plan.parts import MeshPlan
+from newtune.plan.processes import ray_workers
 
 AXES: Mapping[str, str] = {
     "dp_replicate_size": "replicas",
@@ -36,8 +37,13 @@ def require_processes(config: RunConfig, world: World) -> None:
     """Check, before a training, that one process alone was not meant to be several.
 
     Raises:
-        ConfigError: the sizes of the axes ask for more than one.
+        ConfigError: the sizes of the axes ask for more than one, or Ray was to start others.
     """
+    workers = ray_workers(config)
+    if workers is not None and workers.count != world.size:
+        message = f"is {workers.count}, but {world.size} process(es) were started, not by Ray"
+        hint = "Start `newtune train` by itself, or leave `use_ray` out."
+        raise ConfigError([Problem("ray_num_workers", message, hint)])
     sizes = given_sizes(config)
     if world.size == 1 and _product(sizes) > 1:
         _refuse(sizes, world)

@@ -1,6 +1,19 @@
-"""How many processes `newtune train` starts on a machine when nobody says."""
+"""What processes `newtune train` starts: on a machine when nobody says, and by Ray."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from newtune.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class RayWorkers:
+    """Processes that Ray starts."""
+
+    count: int
+    resources: Mapping[str, float]
+    """What each needs; empty: what is usual."""
+    run_name: str | None
 
 
 def processes_of(config: RunConfig, gpus: int) -> tuple[int, str]:
@@ -19,3 +32,11 @@ def placement_of_one(config: RunConfig) -> str:
     keys = ("device_map", "max_memory", "gpu_memory_limit")
     given = [key for key in keys if config.placement.peek(key) is not None]
     return f"`{given[0]}` spreads its layers over the devices" if given else ""
+
+
+def ray_workers(config: RunConfig) -> RayWorkers | None:
+    """Return what Ray is to start, or None where it starts nothing."""
+    keys = config.parallel
+    if not keys.use_ray:
+        return None
+    return RayWorkers(keys.ray_num_workers, keys.resources_per_worker or {}, keys.ray_run_name)

@@ -445,6 +445,10 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
             None,
         )
     ],
+    "resources_are_amounts": [
+        ({"resources_per_worker": {"CPU": 0}}, None),
+        ({"resources_per_worker": {"GPU": "one"}}, None),
+    ],
     "size_of_wrapped_pieces": [({"fsdp_config": {"auto_wrap_policy": "SIZE_BASED_WRAP"}}, None)],
 }
 

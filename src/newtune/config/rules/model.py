@@ -279,6 +279,15 @@ def sequences_are_shared_by_heads(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+@about("resources_per_worker")
+def resources_are_amounts(config: RunConfig) -> Iterator[Problem]:
+    """`resources_per_worker` gives amounts: numbers above 0."""
+    for name, amount in (config.parallel.resources_per_worker or {}).items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or amount <= 0:
+            message = f"`{name}` is a number above 0, got `{amount}`"
+            yield Problem("resources_per_worker", message, "Example: `{CPU: 4, GPU: 1}`.")
+
+
 @about("fsdp_config")
 def size_of_wrapped_pieces(config: RunConfig) -> Iterator[Problem]:
     """`auto_wrap_policy: SIZE_BASED_WRAP` needs `min_num_params`."""
