@@ -15,7 +15,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "newtune"
-LAZY = {"gguf": SOURCE / "outputs" / "export", "deepspeed": SOURCE / "training" / "zero.py"}
+LAZY = {
+    "gguf": SOURCE / "outputs" / "export",
+    "deepspeed": SOURCE / "training" / "zero.py",
+    "ray": SOURCE / "distributed" / "ray_launch.py",
+}
 """Extras' packages, and the place that is imported for a command which has asked for them."""
 
 
