@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tiny import tiny_model, tiny_tokenizer
 
@@ -33,13 +34,16 @@ def save_quantized_checkpoint(
     folder = Path(folder)
     model = tiny_model(family, seed=seed, **{**WIDE, **config})
     head = model.get_output_embeddings()
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    layers = {n: m for n, m in model.named_modules() if m is not head}
+    linear = [n for n, m in layers.items() if isinstance(m, nn.Linear | Conv1D)]
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     stored = load_file(folder / "model.safetensors")
     weights = {}
     for name in linear:
-        packed, weights[name] = PACKERS[method](stored.pop(f"{name}.weight"))
+        weight = stored.pop(f"{name}.weight")
+        turned = weight.T if isinstance(layers[name], Conv1D) else weight  # GPT-2's are (in, out)
+        packed, weights[name] = PACKERS[method](turned)
         stored |= {f"{name}.{end}": tensor for end, tensor in packed.items()}
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     save_file(weights, folder / "stood-for.st")

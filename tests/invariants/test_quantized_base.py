@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 
 from newtune.config.load import load_config
 from newtune.config.quantization import BNB_OPTIONS
-from newtune.errors import ConfigError, SetupError
+from newtune.errors import ConfigError, ModelError, SetupError
 from newtune.model.load import load_base
 from newtune.prepare import prepare
 from newtune.run import evaluate, merge, train
@@ -87,6 +87,22 @@ def test_every_linear_layer_but_the_head_is_quantised(tmp_path, base, overrides,
     model = base_of(config(tmp_path, base, *overrides))
     assert len(layers(model, kind)) == 14
     assert type(model.get_submodule("lm_head")) is nn.Linear
+
+
+def test_layers_of_a_class_of_their_own_are_quantised_too(tmp_path):
+    """Falcon's linear layers are a class of transformers that bitsandbytes passes over."""
+    wide = {"hidden_size": 64, "ffn_hidden_size": 128}
+    falcon = save_tiny_checkpoint(tmp_path / "falcon", "falcon", **wide)
+    configuration = config(tmp_path, falcon, *FOUR_BIT, "--sample_packing", "false")
+    assert len(layers(base_of(configuration), Linear4bit)) == 8
+    plain = base_of(configuration, dequantized=True)
+    assert type(plain.get_submodule("transformer.h.0.mlp.dense_h_to_4h")) is not nn.Linear
+
+
+def test_a_base_of_which_nothing_is_quantised_is_refused(tmp_path, base):
+    option = "{llm_int8_skip_modules: [self_attn, mlp]}"
+    with pytest.raises(ModelError, match="nothing of this `llama` is stored in 4 bit"):
+        base_of(config(tmp_path, base, *FOUR_BIT, "--bnb_config_kwargs", option))
 
 
 def test_the_forward_is_that_of_the_weights_it_stands_for(tmp_path, base):

@@ -7,6 +7,7 @@ What newtune refuses it raises itself; an AssertionError is a fault that nobody 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ from support.bench import (
     zero_matrices,
 )
 from tiny import tiny_model
+from tiny_quantized import save_quantized_checkpoint
 
 Verdict = Literal["works", "refused", "not run", "fails"]
 
@@ -70,10 +72,15 @@ def qlora(bench: Bench) -> str:
 
 
 def gptq(bench: Bench) -> str:
-    """Quantising takes half a minute for each model, and a package of its own."""
-    raise NotRunError(
-        "quantising a checkpoint takes gptqmodel, which is not part of the ordinary environment"
-    )
+    """As LoRA, over a checkpoint that GPTQ packed (by hand here), and its merge."""
+    if find_spec("gptqmodel") is None:
+        raise NotRunError("needs gptqmodel, which the ordinary environment has not")
+    folder = bench.root / "gptq-base"
+    save_quantized_checkpoint(folder, "gptq", bench.family)
+    own = {"base_model": str(folder)}
+    more = _adapter(bench, "gptq", **own)
+    assert merge(bench.config("gptq", **{**ADAPTER, **own})).report.passed
+    return more
 
 
 def packing(bench: Bench) -> str:

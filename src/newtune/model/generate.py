@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 from threading import Thread
 from typing import Any
 
@@ -24,10 +25,10 @@ def generate_greedy(
 ) -> list[list[int]]:
     """Return for each prompt the most likely tokens after it, up to and without a stop id.
 
-    Prompts are batched by length, padded at the left, which changes no answer. The model's
-    training mode is restored.
+    Prompts are batched by length, padded at the left, which changes no answer; where it would (a
+    state that takes the padding in), just prompts of one length share a batch. The model's training
+    mode is restored.
     """
-    longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
@@ -37,8 +38,7 @@ def generate_greedy(
         pad_token_id=tokenizer.pad_token_id,
     )
     with _answering(model) as generate:
-        for start in range(0, len(prompts), batch_size):
-            chosen = longest_first[start : start + batch_size]
+        for chosen in _batches(prompts, batch_size, padded=not base_model(model)._is_stateful):
             ids, mask = _pad_left([prompts[i] for i in chosen], int(tokenizer.pad_token_id))
             output = generate(ids, attention_mask=mask, generation_config=config)
             for index, row in zip(chosen, output[:, ids.shape[1] :].tolist(), strict=True):
@@ -87,6 +87,14 @@ def stream_chat(
     worker.join()
     if failures:
         raise failures[0]
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int, *, padded: bool) -> Iterator[list[int]]:
+    """Yield the indices of the prompts of each batch, the longest first."""
+    longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    for _, alike in groupby(longest_first, key=lambda index: padded or len(prompts[index])):
+        indices = list(alike)
+        yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 @contextmanager

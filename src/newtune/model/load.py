@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +37,7 @@ from newtune.model.quantization import (
     quantized_loading,
     rebuilt,
     settle,
+    with_ordinary_layers,
 )
 from newtune.model.self_check import require_isolation, require_own_loss
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
@@ -225,7 +226,7 @@ def _load(
     if plan.placement is not None:
         arguments |= placed_loading(plan.placement)
     try:
-        with knowing():
+        with knowing(), with_ordinary_layers() if quantized else nullcontext():
             model, report = builder.from_pretrained(
                 source.name, output_loading_info=True, **arguments
             )

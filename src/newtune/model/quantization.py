@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 from transformers.pytorch_utils import Conv1D
 
-from newtune.errors import SetupError
+from newtune.errors import ModelError, SetupError
 from newtune.model import gptq, packed
 from newtune.plan.parts import Method, QuantizationPlan
 
@@ -70,8 +71,32 @@ def knowing() -> Iterator[None]:
         yield
 
 
+OWN_LINEAR = ("FalconLinear",)
+"""Classes of transformers that do what `nn.Linear` does, and that bitsandbytes would pass over."""
+
+
+@contextmanager
+def with_ordinary_layers() -> Iterator[None]:
+    """Build the models' own kinds of linear layers as `nn.Linear`, which can be quantised."""
+    register_patch_mapping(dict.fromkeys(OWN_LINEAR, nn.Linear))
+    try:
+        yield
+    finally:
+        unregister_patch_mapping(list(OWN_LINEAR))
+
+
 def settle(model: PreTrainedModel, plan: QuantizationPlan) -> None:
-    """Let an evaluation compute as training does, and leave the weights as they are stored."""
+    """Let an evaluation compute as training does, and leave the weights as they are stored.
+
+    Raises:
+        ModelError: no layer of the model is stored in few bits.
+    """
+    if plan.method == "bitsandbytes" and not any(map(_is_of_bitsandbytes, model.modules())):
+        raise ModelError(
+            f"nothing of this `{model.config.model_type}` is stored in {plan.bits} bit: "
+            "bitsandbytes knows none of its layers as linear. Use `adapter: lora` without "
+            "`load_in_4bit` and `load_in_8bit`."
+        )
     LIBRARIES[plan.method].settle(model)
 
 
@@ -175,6 +200,10 @@ def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
 
 def _leave(model: PreTrainedModel) -> None:
     """Do nothing: it computes in one way already."""
+
+
+def _is_of_bitsandbytes(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("bitsandbytes.")
 
 
 def layers_of_four_bits(model: nn.Module) -> list[Any]:

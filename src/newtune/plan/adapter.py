@@ -7,7 +7,7 @@ from newtune.config.run import RunConfig
 from newtune.plan.given import as_layers, as_tuple, given
 from newtune.plan.ledger import Ledger
 from newtune.plan.parts import AdapterPlan, ModelFacts
-from newtune.plan.targets import read_directly, resolve_targets
+from newtune.plan.targets import expert_parameters, read_directly, resolve_targets
 
 
 def plan_adapter(
@@ -37,7 +37,7 @@ def plan_adapter(
             targets,
             "lora_target_linear: every linear layer but the output head",
         )
-        _say_what_is_left_out(facts, ledger)
+        _say_what_is_left_out(facts, ledger, named=bool(keys.lora_target_parameters))
     return AdapterPlan(
         kind="lora",
         rank=keys.lora_r,
@@ -62,12 +62,18 @@ def plan_adapter(
     )
 
 
-def _say_what_is_left_out(facts: ModelFacts, ledger: Ledger) -> None:
+def _say_what_is_left_out(facts: ModelFacts, ledger: Ledger, *, named: bool) -> None:
     left_out = sorted({name.rpartition(".")[2] for name in read_directly(facts)})
     if left_out:
         ledger.notice(
             f"lora_target_linear leaves out {', '.join(left_out)}: a state-space kernel reads "
             "their weights without calling them, so that a LoRA would have no effect"
+        )
+    experts = expert_parameters(facts)
+    if experts and not named:
+        ledger.notice(
+            f"lora_target_linear leaves out the experts, which are parameters and no layers: "
+            f"`lora_target_parameters: [{', '.join(experts)}]` adapts them, with `lora_dropout: 0`"
         )
 
 

@@ -115,6 +115,16 @@ def read_directly(facts: ModelFacts) -> frozenset[str]:
     return frozenset(names) & facts.linear_modules.keys()
 
 
+def expert_parameters(facts: ModelFacts) -> list[str]:
+    """Return the names of stacked matrices, one per expert, as `lora_target_parameters` takes them.
+
+    They are no linear layers. A convolution's weight has three axes too, one of them of size 1.
+    """
+    shapes = facts.parameter_shapes.items()
+    stacks = [name for name, shape in shapes if len(shape) == 3 and 1 not in shape]
+    return sorted({re.sub(r".*\.\d+\.", "", name) for name in stacks})
+
+
 def _require_called(facts: ModelFacts, targets: Sequence[str]) -> None:
     for name in sorted(read_directly(facts)):
         if _ends_with(name, targets):

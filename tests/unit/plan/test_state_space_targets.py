@@ -5,7 +5,7 @@ import pytest
 from newtune.errors import ModelError
 from newtune.model.facts import read_model_facts
 from newtune.plan.parts import AdapterPlan
-from newtune.plan.targets import adapter_targets, read_directly, resolve_targets
+from newtune.plan.targets import adapter_targets, expert_parameters, read_directly, resolve_targets
 from tiny import tiny_config
 
 
@@ -47,3 +47,14 @@ def test_naming_one_is_refused(facts, modules):
 @pytest.mark.parametrize("family", ["llama", "qwen3_next", "opt"])
 def test_an_out_proj_elsewhere_is_a_layer_like_others(facts, family):
     assert not read_directly(facts(family))
+
+
+@pytest.mark.parametrize(("family", "named"), [
+    ("mixtral", ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]),
+    ("gpt_oss", ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]),
+    ("jamba", ["feed_forward.experts.down_proj", "feed_forward.experts.gate_up_proj"]),
+    ("mamba", []),
+    ("llama", []),
+])  # fmt: skip
+def test_experts_that_no_linear_layer_holds_are_named(facts, family, named):
+    assert expert_parameters(facts(family)) == named
