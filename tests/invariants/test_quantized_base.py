@@ -100,7 +100,9 @@ def test_layers_of_a_class_of_their_own_are_quantised_too(tmp_path):
 
 
 def test_a_base_of_which_nothing_is_quantised_is_refused(tmp_path, base):
-    option = "{llm_int8_skip_modules: [self_attn, mlp]}"
+    option = (
+        "{llm_int8_skip_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}"
+    )
     with pytest.raises(ModelError, match="nothing of this `llama` is stored in 4 bit"):
         base_of(config(tmp_path, base, *FOUR_BIT, "--bnb_config_kwargs", option))
 

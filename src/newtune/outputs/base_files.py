@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from newtune.model.facts import model_builder, read_config
 from newtune.model.head import head_name, install_head
 from newtune.model.load import grow_embeddings
+from newtune.model.quantization import with_ordinary_layers
 from newtune.model.sources import find_source
 from newtune.outputs.packed_files import (
     LAYOUTS,
@@ -122,7 +123,9 @@ def frozen_reader(model: PreTrainedModel, checkpoint: Checkpoint, plan: ModelPla
     dtype = getattr(torch, plan.precision.frozen_weights)
     read: Read = checkpoint.read
     if plan.quantization is not None and plan.quantization.method == "bitsandbytes":
-        read = quantized_reader(empty_model(plan), checkpoint, plan.quantization, plan.device)
+        with with_ordinary_layers():
+            layers = empty_model(plan)
+        read = quantized_reader(layers, checkpoint, plan.quantization, plan.device)
     exact = checkpoint.layers if isinstance(checkpoint, UnpackedCheckpoint) else {}
     kept = _kept_in_float32(model)
 
