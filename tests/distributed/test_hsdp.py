@@ -1,10 +1,12 @@
 """Two copies of a model, each shared by two processes, train as one process does."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from launching import LORA, TOLERANCE, Bench, Pairs, assert_goes_on, matrix, measures_all
+from newtune.plan.parts import MeshPlan
 from newtune.training.checkpoint import saved_shapes
 
 pytestmark = pytest.mark.xdist_group("hsdp")  # they share a launch on four processes
@@ -51,6 +53,6 @@ def test_what_is_written_is_whole(pairs: Pairs) -> None:
     for folder in (".", "checkpoint-3"):
         assert saved_shapes(root / "four" / folder) == saved_shapes(root / "one" / folder) != {}
     plan = json.loads((root / "four" / "plan.json").read_text())
-    assert plan["training"]["parallel"]["mesh"] == {"replicas": 2, "shards": 2, "tensor": 1}
+    assert plan["training"]["parallel"]["mesh"] == asdict(MeshPlan(replicas=2, shards=2))
     said = "HSDP: 2 copies of the model, each shared by 2 processes"
     assert plan["reasons"]["training.parallel"] == said

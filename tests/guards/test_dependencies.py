@@ -60,7 +60,8 @@ def missing_from(path: Path, installed: set[str], distributions: dict[str, list[
     return {
         package
         for package in foreign
-        if not installed & {name.lower().replace("_", "-") for name in distributions[package]}
+        if not installed
+        & {name.lower().replace("_", "-") for name in distributions.get(package, ())}
         and not (package in LAZY and path.is_relative_to(LAZY[package]))
     }
 

@@ -32,6 +32,20 @@ def _gptq_options(stored: Stored) -> Mapping[str, Any]:
     return {"group_size": stored.get("group_size", 128), "format": form}
 
 
+GPTQ_LAYERS = ("transformer.h.", "model.layers.", "gpt_neox.layers.", "model.decoder.layers.")
+"""How the names of decoder layers begin in which optimum looks for packed ones (2.3)."""
+WITH_CONV1D = frozenset({"gpt2"})
+"""Families whose layers are transformers' `Conv1D`, which it cannot build from GPTQ files."""
+
+
+def _gptq_refusal(stored: Stored, facts: ModelFacts) -> str | None:
+    if facts.model_type in WITH_CONV1D:
+        return f"over layers that transformers cannot read such files into ({facts.model_type})"
+    if not any(name.startswith(GPTQ_LAYERS) for name in facts.linear_modules):
+        return f"for `{facts.model_type}`, whose layers optimum does not find"
+    return None
+
+
 def _awq_options(stored: Stored) -> Mapping[str, Any]:
     size = stored.get("group_size", stored.get("q_group_size", 128))
     return {"group_size": size, "left_out": stored.get("modules_to_not_convert")}
@@ -62,7 +76,7 @@ PACKINGS: Mapping[str, Packing] = {
     "bitsandbytes": Packing(
         "bitsandbytes", lambda c: 4 if c.get("load_in_4bit") else 8, lambda c: {}, "bitsandbytes"
     ),
-    "gptq": Packing("gptq", lambda c: int(c["bits"]), _gptq_options, "GPTQ"),
+    "gptq": Packing("gptq", lambda c: int(c["bits"]), _gptq_options, "GPTQ", _gptq_refusal),
     "awq": Packing("awq", _awq_bits, _awq_options, "AWQ", _awq_refusal),
 }
 """`quant_method` of a checkpoint → how it is taken up; every other is refused by its name."""

@@ -37,6 +37,19 @@ def test_the_facts_are_those_of_the_model_that_is_packed(facts):
     assert facts.stored_quantized == CONFIGS["gptq"]
 
 
+@pytest.mark.parametrize(
+    ("family", "layers", "says"),
+    [
+        ("gpt2", "transformer.h.0", r"transformers cannot read such files into \(gpt2\)"),
+        ("mamba", "backbone.layers.0", "for `mamba`, whose layers optimum does not find"),
+    ],
+)
+def test_gptq_is_refused_where_the_libraries_cannot_load_it(facts, family, layers, says):
+    other = replace(facts, model_type=family, linear_modules={f"{layers}.x": (64, 64)})
+    with pytest.raises(ConfigError, match=says):
+        plan(other, CONFIGS["gptq"])
+
+
 @pytest.mark.parametrize("gptq", [False, True])
 @pytest.mark.parametrize(("name", "bits"), [("gptq", 4), ("gptq-8", 8), ("gptq-v2", 4)])
 def test_gptq_is_seen_with_and_without_its_key(facts, name, bits, gptq):
