@@ -51,7 +51,8 @@ def test_packing_is_refused_where_the_plan_refuses_it(record):
 def again(record, folder, family, columns):
     recorded = record.families[family]
     seen = look_at_family(Bench.new(folder, family), columns)
-    assert seen == {**seen, **{name: recorded[name] for name in columns if name in recorded}}
+    looked = {name for name, cell in seen.items() if cell["verdict"] != "not run"}
+    assert seen == {**seen, **{name: recorded[name] for name in looked & recorded.keys()}}
 
 
 @pytest.mark.parametrize(("family", "columns"), [

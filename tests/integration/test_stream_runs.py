@@ -41,6 +41,12 @@ dataset_prepared_path: {folder}/cache
 output_dir: {folder}/out
 bf16: false
 """
+WHOLE = """
+import sys
+from newtune.config.load import load_config
+from newtune.run import train
+train(load_config(sys.argv[1], sys.argv[2:]))
+"""
 KILLED = """
 import os, signal, sys
 from newtune.config.load import load_config
@@ -77,16 +83,21 @@ def comparable(out):
     return [line for line in lines if "loss" in line]
 
 
+def in_a_process(folder, out, *words):
+    """Train as a user does: what other tests left in this process cannot change the arithmetic."""
+    command = [sys.executable, "-c", WHOLE, str(folder / "run.yaml"), "--output_dir", str(out)]
+    subprocess.run([*command, *words], check=True, capture_output=True)
+
+
 def test_a_killed_run_goes_on_bit_for_bit(folder):
     whole, killed = folder / "whole", folder / "killed"
-    train(load_config(folder / "run.yaml", ["--output_dir", str(whole)]))
+    in_a_process(folder, whole)
     script = [sys.executable, "-c", KILLED, str(folder / "run.yaml"), str(killed)]
     assert subprocess.run(script, check=False, capture_output=True).returncode == -signal.SIGKILL
     assert not (killed / "model.safetensors").exists()
     state = json.loads((killed / "checkpoint-6" / "newtune_state.json").read_text())
     assert state["stream"]["first"] != 24, "the place should lie within a buffer"
-    resumed = ["--output_dir", str(killed), "--auto_resume_from_checkpoints", "true"]
-    train(load_config(folder / "run.yaml", resumed))
+    in_a_process(folder, killed, "--auto_resume_from_checkpoints", "true")
     left, right = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert left.keys() == right.keys()
     assert all((left[name] == right[name]).all() for name in left)
