@@ -5,6 +5,8 @@ from typing import Any, Literal
 from newtune.config.section import NotNegative, Positive, PositiveFloat, Section, Strings
 
 StateDict = Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT", "LOCAL_STATE_DICT"]
+IN_PARTS = ("SHARDED_STATE_DICT", "LOCAL_STATE_DICT")
+"""The second is FSDP1's, which only as many processes could read."""
 
 
 class FsdpSection(Section):

@@ -61,11 +61,11 @@ def launch(plan: Launch, words: Sequence[str]) -> int:
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens is said below
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(plan.processes)))
-    if plan.rendezvous and (interface := _interface(_own_address(plan.rendezvous))):
+    own_address = _own_address(plan.rendezvous)
+    if plan.rendezvous and (interface := _interface(own_address)):
         # gloo binds to the machine's name otherwise, which may stand for 127.0.0.1
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ[OPT_OUT] = "1"
-    own_address = _own_address(plan.rendezvous)
     handler = FreshStores(get_rendezvous_handler(_rendezvous(plan)), own_address)
     spec = WorkerSpec(
         role="newtune",

@@ -99,9 +99,19 @@ def build_on_meta(
 ) -> PreTrainedModel:
     """Return the model without weights: names, shapes and layers."""
     with torch.device("meta"):
-        model: PreTrainedModel = builder._from_config(config) if issubclass(
-            builder, PreTrainedModel
-        ) else builder.from_config(config, trust_remote_code=trust_remote_code)  # fmt: skip
+        return build_from_config(builder, config, trust_remote_code=trust_remote_code)
+
+
+def build_from_config(
+    builder: Any, config: PreTrainedConfig, *, trust_remote_code: bool = False, **arguments: Any
+) -> PreTrainedModel:
+    """Return a new model of that configuration, by a model's class or by an `AutoModel`."""
+    # _from_config: the door that AutoModel's from_config uses itself
+    model: PreTrainedModel = (
+        builder._from_config(config, **arguments)
+        if issubclass(builder, PreTrainedModel)
+        else builder.from_config(config, trust_remote_code=trust_remote_code, **arguments)
+    )
     return model
 
 

@@ -27,7 +27,7 @@ from newtune.logs import notice
 from newtune.model import hub_files
 from newtune.model.adapters import attach_adapter
 from newtune.model.attention import register_attention
-from newtune.model.facts import model_builder, read_config, read_model_facts
+from newtune.model.facts import build_from_config, model_builder, read_config, read_model_facts
 from newtune.model.head import base_model, head_name, install_head
 from newtune.model.loftq import repair_quantization
 from newtune.model.placement import bring_in_place, placed_loading
@@ -160,16 +160,13 @@ def empty_base(plan: ModelPlan, *, trained: bool = False) -> PreTrainedModel:
     """Return the base model as `load_base` does, but without weights; buffers are computed."""
     register_attention()
     config = _config(plan)
-    builder = model_builder(plan.model_class)
-    arguments: dict[str, Any] = {
-        "dtype": _dtype(plan, trained=trained),
-        "attn_implementation": plan.attention,
-    }
     with init_empty_weights(include_buffers=False), no_init_weights():
-        model: PreTrainedModel = (
-            builder._from_config(config, **arguments)
-            if issubclass(builder, PreTrainedModel)
-            else builder.from_config(config, trust_remote_code=plan.trust_remote_code, **arguments)
+        model = build_from_config(
+            model_builder(plan.model_class),
+            config,
+            trust_remote_code=plan.trust_remote_code,
+            dtype=_dtype(plan, trained=trained),
+            attn_implementation=plan.attention,
         )
     model.tie_weights()  # the context gives each of two tied names a parameter of its own
     with suppress(OSError):  # there is none

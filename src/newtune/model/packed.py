@@ -17,13 +17,11 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from newtune.model.packed_weights import unpack_awq
+from newtune.model.packed_weights import AWQ_PLACES, unpack_awq
 from newtune.plan.parts import QuantizationPlan
 
 METHOD = "newtune_awq"
 """The name of these layers among transformers' quantisations."""
-
-CODES_PER_WORD = 8
 
 
 class AwqLinear(nn.Linear):
@@ -38,7 +36,7 @@ class AwqLinear(nn.Linear):
         rows, columns = layer.in_features, layer.out_features
         groups = 1 if group_size == -1 else rows // group_size
         self.in_features, self.out_features, self.bias = rows, columns, layer.bias
-        words = columns // CODES_PER_WORD
+        words = columns // len(AWQ_PLACES)
         self.register_buffer("qweight", _empty(rows, words, torch.int32))
         self.register_buffer("qzeros", _empty(groups, words, torch.int32))
         self.register_buffer("scales", _empty(groups, columns, torch.float16))

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from newtune.model.facts import model_builder, read_config
+from newtune.model.facts import build_from_config, model_builder, read_config
 from newtune.model.head import head_name, install_head
 from newtune.model.load import grow_embeddings
 from newtune.model.quantization import with_ordinary_layers
@@ -108,12 +108,9 @@ def empty_model(plan: ModelPlan) -> PreTrainedModel:
         if plan.quantization is None or method not in ("bitsandbytes", *LAYOUTS):
             raise NeedsWholeModel(f"its files hold weights quantised by {method}")
         del config.quantization_config
-    builder = model_builder(plan.model_class)
-    # _from_config: the door that AutoModel's from_config uses itself
-    build = builder._from_config if issubclass(builder, PreTrainedModel) else builder.from_config
+    dtype = getattr(torch, plan.precision.frozen_weights)
     with torch.device("meta"):
-        model = build(config, dtype=getattr(torch, plan.precision.frozen_weights))
-    assert isinstance(model, PreTrainedModel)
+        model = build_from_config(model_builder(plan.model_class), config, dtype=dtype)
     model.generation_config = _generation_config(plan) or model.generation_config
     return model
 

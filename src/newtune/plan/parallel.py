@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from newtune.config.parallel import FsdpSection
+from newtune.config.parallel import IN_PARTS, FsdpSection
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
@@ -54,8 +54,6 @@ RESHARDS = {
 OTHER_STRATEGIES = {"NO_SHARD": "shards nothing", "3": "shards nothing (NO_SHARD)"}
 DRAWN_INITS = (True, False, "gaussian", "orthogonal")
 """First values of an adapter that do not depend on the weights below it."""
-IN_PARTS = ("SHARDED_STATE_DICT", "LOCAL_STATE_DICT")
-"""The second is FSDP1's, which only as many processes could read."""
 WHOLE = "a result is an ordinary model or adapter"
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPE_KEYS = ("param_dtype", "reduce_dtype", "output_dtype")

@@ -118,10 +118,7 @@ class ResumableTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         """Load the weights, and nothing less than all of them."""
-        self._load_weights(Path(resume_from_checkpoint))
-
-    def _load_weights(self, checkpoint: Path) -> None:
-        self.engine.load_weights(checkpoint)
+        self.engine.load_weights(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the optimizer by parameter name, the schedule, and what our callbacks remember."""
@@ -165,4 +162,4 @@ class ResumableTrainer(Trainer):
         if damage is not None:
             raise TrainingError(f"the best checkpoint cannot be loaded: {damage}")
         notice(f"the best checkpoint is loaded: {best} ({self.state.best_metric:.4g})")
-        self._load_weights(best)
+        self.engine.load_weights(best)

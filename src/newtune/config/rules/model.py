@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from newtune.config.compute import ATTENTION
+from newtune.config.parallel import IN_PARTS
 from newtune.config.quantization import BNB_OPTIONS
 from newtune.config.rules.rule import about, sentence
 from newtune.config.run import RunConfig
@@ -235,16 +236,13 @@ def one_sharding_engine(config: RunConfig) -> Iterator[Problem]:
         yield Problem("deepspeed", "excludes FSDP (`fsdp`, `fsdp_config`)", "Keep one of them.")
 
 
-@about(
-    *("deepspeed", "dp_shard_size", "dp_replicate_size"),
-    *("tensor_parallel_size", "context_parallel_size"),
-)
+AXES = ("dp_shard_size", "dp_replicate_size", "tensor_parallel_size", "context_parallel_size")
+
+
+@about("deepspeed", *AXES)
 def deepspeed_lays_out_the_processes(config: RunConfig) -> Iterator[Problem]:
     """`deepspeed` shares a model over all processes: sizes of axes are for FSDP2."""
-    for key in (
-        *("dp_shard_size", "dp_replicate_size"),
-        *("tensor_parallel_size", "context_parallel_size"),
-    ):
+    for key in AXES:
         size = getattr(config.parallel, key)
         if config.parallel.deepspeed and size is not None and size > 1:
             yield Problem(
@@ -256,10 +254,7 @@ def deepspeed_lays_out_the_processes(config: RunConfig) -> Iterator[Problem]:
 def parts_are_not_uploaded(config: RunConfig) -> Iterator[Problem]:
     """Checkpoints in parts (SHARDED_STATE_DICT) are no models that a hub could show."""
     keys, strategy = config.parallel.fsdp_config, config.output.hub_strategy
-    in_parts = keys is not None and keys.state_dict_type in (
-        "SHARDED_STATE_DICT",
-        "LOCAL_STATE_DICT",
-    )
+    in_parts = keys is not None and keys.state_dict_type in IN_PARTS
     if in_parts and config.output.hub_model_id and strategy not in (None, "end"):
         message = f"`{strategy}` uploads checkpoints as models, but they are to be in parts"
         hint = "Use `hub_strategy: end`, or `fsdp_config: {state_dict_type: FULL_STATE_DICT}`."
