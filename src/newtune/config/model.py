@@ -41,8 +41,9 @@ class ModelSection(Section):
     changes nothing elsewhere."""
     overrides_of_model_config: dict[str, Any] | None = None
     """Fields of the model's own configuration to change, such as
-    `rope_scaling: {type: linear, factor: 2.0}`. Merged, so `rope_theta` survives. A name that the
-    model's configuration does not have is an error."""
+    `rope_scaling: {type: linear, factor: 2.0}` (also dynamic, yarn, llama3, longrope; see
+    docs/positions.md). Merged, so `rope_theta` survives. A name that the model's configuration
+    does not have is an error."""
     overrides_of_model_kwargs: dict[str, Any] | None = None
     """Further arguments of transformers' `from_pretrained`."""
     unfrozen_parameters: Strings | None = None

@@ -1,4 +1,4 @@
-"""A checkpoint's configuration: read, changed by the user's overrides, and counted."""
+"""A checkpoint's configuration: read, and counted."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,10 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from newtune.errors import ModelError
 from newtune.hub import HubError
-from newtune.lookup import did_you_mean
 from newtune.model.classes import library_class
 from newtune.model.head import head_name, takes_positions
+from newtune.model.overrides import override_config
 from newtune.model.sources import cannot_load, find_source
 from newtune.plan.parts import Dtype, ModelFacts
 
@@ -36,7 +35,8 @@ def read_model_facts(
     """Return what the checkpoint's config alone tells; no weights are read.
 
     Raises:
-        ModelError: the config cannot be read, or an override names no field of it.
+        ModelError: the config cannot be read.
+        ConfigError: an override that does not fit it.
         SetupError: a GGUF file without the package that reads it.
     """
     config = read_config(
@@ -137,28 +137,6 @@ def read_config(
     return override_config(config, overrides)
 
 
-def override_config(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return a configuration with fields changed; mappings are merged, `rope_theta` survives.
-
-    Raises:
-        ModelError: a name that is no field of this configuration.
-    """
-    if not overrides:
-        return config
-    values = config.to_dict()
-    allowed = {*values, "rope_scaling", *config.attribute_map}
-    for name, value in overrides.items():
-        if name not in allowed:
-            hint = did_you_mean(name, allowed)
-            raise ModelError(
-                f"overrides_of_model_config: `{name}` is no field of {type(config).__name__}; "
-                f"{hint or 'it has: ' + ', '.join(sorted(values))}"
-            )
-        key = "rope_parameters" if name == "rope_scaling" else config.attribute_map.get(name, name)
-        values[key] = _merged(key, values.get(key), value)
-    return type(config).from_dict(values)
-
-
 def model_builder(model_class: str) -> Any:
     """Return the transformers class of that name.
 
@@ -166,18 +144,6 @@ def model_builder(model_class: str) -> Any:
         ModelError: transformers has no such class.
     """
     return library_class("model_type", model_class, like="ForCausalLM")
-
-
-def _merged(key: str, before: Any, value: Any) -> Any:
-    if not isinstance(value, Mapping) or not isinstance(before, Mapping):
-        return value
-    given = dict(value)
-    if key == "rope_parameters":
-        if "type" in given:  # the older spelling
-            given["rope_type"] = given.pop("type")
-        if "rope_type" not in before and all(isinstance(v, Mapping) for v in before.values()):
-            return {layer: {**inner, **given} for layer, inner in before.items()}
-    return {**before, **given}
 
 
 def _attentions(model: PreTrainedModel) -> frozenset[str]:

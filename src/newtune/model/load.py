@@ -26,6 +26,7 @@ from newtune.hub import HubError
 from newtune.logs import notice
 from newtune.model import hub_files
 from newtune.model.adapters import attach_adapter
+from newtune.model.angles import angles_by_example
 from newtune.model.attention import register_attention
 from newtune.model.facts import build_from_config, model_builder, read_config, read_model_facts
 from newtune.model.head import base_model, head_name, install_head
@@ -70,6 +71,7 @@ def load_model(
     known = _embeddings(base).shape[0]
     grow_embeddings(base, len(tokenizer), multiple=plan.embedding_multiple)
     install_head(base)
+    angles_by_example(base)
     model: PreTrainedModel | PeftModel = base
     if adapter is None:
         unfreeze(base, plan.unfrozen_parameters)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from newtune.errors import ExportError
 from newtune.logs import notice
 from newtune.model.adapters import attach_adapter
+from newtune.model.angles import angles_by_example
 from newtune.model.head import install_head
 from newtune.model.load import grow_embeddings, load_base, store_trained_as
 from newtune.model.placement import bring_in_place, placed_loading
@@ -130,6 +131,7 @@ def load_folder(
     except (OSError, ValueError) as error:
         raise ExportError(f"{folder} holds no model that can be loaded: {error}") from error
     install_head(model)
+    angles_by_example(model)
     model.train(mode=False)
     return Loaded(model, tokenizer, which, str(folder))
 
@@ -173,6 +175,7 @@ def _base_to_adapt(
     model = load_base(plan, dequantized=dequantized)
     grow_embeddings(model, len(tokenizer), multiple=plan.embedding_multiple)
     install_head(model)
+    angles_by_example(model)
     for parameter in model.parameters():
         parameter.requires_grad = False
     return model

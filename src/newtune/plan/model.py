@@ -15,6 +15,9 @@ from newtune.plan.quantization import plan_quantization, unpacked_at_loading
 from newtune.plan.sequences import shares_sequences
 from newtune.plan.zero import asks_for_bf16, read_zero, zero_precision
 
+SCALED_BY_LISTS = frozenset({"phi3"})
+"""Families whose code takes `longrope` alone: a list of factors that belongs to a checkpoint."""
+
 
 def plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledger) -> ModelPlan:
     """Return how the base is loaded, on one device.
@@ -128,17 +131,14 @@ def require_positions(config: RunConfig, facts: ModelFacts) -> None:
         length, key = sequence.eval_sequence_len, "eval_sequence_len"
     if facts.max_positions is None or length <= facts.max_positions:
         return
-    raise ConfigError(
-        [
-            Problem(
-                key,
-                f"is {length}, but the model's positions end at {facts.max_positions}.",
-                "Lower it, or stretch the positions with "
-                "`overrides_of_model_config: {rope_scaling: {rope_type: linear, factor: "
-                f"{-(-length // facts.max_positions)}}}}}`.",
-            )
-        ]
-    )
+    message = f"is {length}, but the model's positions end at {facts.max_positions}."
+    hint = "Lower it."
+    if facts.rotary_kinds == {"default"} and facts.model_type not in SCALED_BY_LISTS:
+        hint = (
+            "Lower it, or stretch the positions with `overrides_of_model_config: "
+            f"{{rope_scaling: {{type: linear, factor: {-(-length // facts.max_positions)}}}}}`."
+        )
+    raise ConfigError([Problem(key, message, hint)])
 
 
 def recomputes(config: RunConfig) -> bool:

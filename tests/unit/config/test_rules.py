@@ -21,6 +21,14 @@ STREAM = {"streaming": True, "max_steps": 5}
 TEXT = {"pretraining_dataset": [{"path": "a"}], "datasets": None, "max_steps": 5}
 
 
+def rope(**scaling: Any) -> dict[str, Any]:
+    return {"overrides_of_model_config": {"rope_scaling": scaling}}
+
+
+LISTS = {"short_factor": [1.0, 2.0], "long_factor": [1, 4]}
+TUNED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
 def data(**entry: Any) -> list[dict[str, Any]]:
     return [{"path": "a", "type": "alpaca", **entry}]
 
@@ -42,6 +50,26 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
             {"unfrozen_parameters": ["^model.embed_tokens.weight$[:32000]"]},
             {"unfrozen_parameters": ["^model.embed_tokens.weight$", "layers.2[0-9]+.mlp"]},
         )
+    ],
+    "scaling_is_whole": [
+        (rope(type="yarm", factor=2.0), rope(type="yarn", factor=2)),
+        (rope(typ="linear", factor=2.0), rope(rope_type="linear", factor=2.0)),
+        (rope(type="linear", rope_type="yarn", factor=2.0), rope(factor=2.0)),
+        (rope(type="linear", beta_fast=1, factor=2.0), rope(type="yarn", beta_fast=1, factor=2.0)),
+        (rope(type="dynamic"), rope(type="dynamic", factor=2.0)),
+        (rope(type="dynamic", factor="two"), rope(type="dynamic", factor=2.0, rope_theta=5.0)),
+        (rope(type="linear", factor=0.5), rope(type="linear", factor=1)),
+        (rope(type="llama3", factor=8.0), rope(type="llama3", factor=8.0, **TUNED)),
+        (rope(type="llama3", factor=8.0, low_freq_factor=4, high_freq_factor=1), None),
+        (rope(type="longrope", long_factor=[1.0]), rope(type="longrope", **LISTS)),
+        (rope(type="longrope", short_factor=2.0, long_factor=[2.0]), None),
+        (rope(full_attention={"type": "yarm"}), rope(full_attention={"type": "yarn", "factor": 2})),
+        ({"overrides_of_model_config": {"rope_scaling": "linear"}}, None),
+        (
+            {"overrides_of_model_config": {"rope_scaling": {"factor": 2.0}, "rope_parameters": {}}},
+            None,
+        ),
+        ({"rope_scaling": {"type": "yarm", "factor": 2.0}}, {"rope_scaling": {"factor": 2.0}}),
     ],
     "one_width": [({"load_in_8bit": True, "load_in_4bit": True, **LORA}, None)],
     "gptq_is_quantised_already": [({"gptq": True, "load_in_8bit": True, **LORA}, None)],

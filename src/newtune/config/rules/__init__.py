@@ -10,6 +10,7 @@ from newtune.config.rules import adapter as _adapter  # noqa: F401 (enters its r
 from newtune.config.rules import model as _model  # noqa: F401 (enters its rules)
 from newtune.config.rules import order as _order  # noqa: F401 (enters its rules)
 from newtune.config.rules import relora as _relora  # noqa: F401 (enters its rules)
+from newtune.config.rules import rope as _rope  # noqa: F401 (enters its rules)
 from newtune.config.rules import streams as _streams  # noqa: F401 (enters its rules)
 from newtune.config.rules import training as _training  # noqa: F401 (enters its rules)
 from newtune.config.rules.data import has_held_out_data
