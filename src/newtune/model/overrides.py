@@ -92,14 +92,15 @@ def _put(
         else:
             key = config.attribute_map.get(name, name)
             before = values.get(key)
-            merges = isinstance(value, Mapping) and isinstance(before, Mapping)
-            values[key] = {**before, **value} if merges else value
+            if isinstance(value, Mapping) and isinstance(before, Mapping):
+                value = {**before, **value}
+            values[key] = value
 
 
 def _put_rotary(
     config: PreTrainedConfig, values: dict[str, Any], path: str, value: Any
 ) -> Iterator[Problem]:
-    before: dict[str, Any] = values.get("rope_parameters") or {}
+    before = dict(values.get("rope_parameters") or {})
     name = path.rpartition(".")[2]
     if not before or config.model_type in FIXED_ANGLES or values.get("alibi"):
         message = f"`{config.model_type}` has no rotary positions that can be scaled"
