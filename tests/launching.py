@@ -1,4 +1,4 @@
-"""Training runs on one or several processes of this machine, by torchrun, and their comparison.
+"""Training runs on one or several processes of this machine, and their comparison.
 
 pairs = Pairs(Bench.new(folder), processes=2)
 pairs.compare("FSDP2", "full, packed", {"sample_packing": True}, fsdp_config={...})
@@ -20,6 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import forks
 from newtune.run_dir import RunDir, read_json_lines
 from tiny import save_tiny_checkpoint
 
@@ -130,7 +131,15 @@ class Bench:
         """Train one configuration after the other, in as few launches as may be."""
         waiting = list(configs)
         for start in range(0, len(waiting), RUNS_OF_A_LAUNCH):
-            run(torchrun(processes, WORKER, *waiting[start : start + RUNS_OF_A_LAUNCH]))
+            self.python(processes, WORKER, *waiting[start : start + RUNS_OF_A_LAUNCH])
+
+    def python(self, processes: int, *words: str | Path, code: int = 0) -> str:
+        """Run `python WORDS` in some processes; return what they print. `code`: how they end."""
+        log = self.root / "said.log"
+        ended = forks.python(processes, *words, environment=environment(), log=log)
+        said = log.read_text(errors="replace")
+        assert ended == code, (ended, said[-9000:])
+        return said
 
     def checkpoint(self, name: str, step: int = 3) -> str:
         """Return where a run saved a step."""

@@ -5,14 +5,12 @@
 
 import json
 import signal
-import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from breaking import lines, started
 from launching import (
     LORA,
     SAVING,
@@ -20,10 +18,8 @@ from launching import (
     Bench,
     Pairs,
     assert_goes_on,
-    environment,
     matrix,
     measures_all,
-    run,
     torchrun,
 )
 from newtune.run_dir import RunDir
@@ -91,47 +87,23 @@ def test_processes_hear_each_other(bench: Bench) -> None:
     assert second["heard"].startswith("FailedElsewhere: process 0 failed, so")
 
 
-def wait_for(lines: int, file: Path, process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
-        if file.is_file() and len(file.read_text().splitlines()) >= lines:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError(f"{file} never had {lines} lines")
+TRAIN = ("-m", "newtune.cli.train")
 
 
-@pytest.fixture
-def started(bench: Bench) -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def test_sigterm_to_the_launcher_saves_and_the_run_goes_on(
-    bench: Bench, started: list[subprocess.Popen[str]]
-) -> None:
+def test_sigterm_to_the_launcher_saves_and_the_run_goes_on(bench: Bench, tmp_path: Path) -> None:
     long = {**LORA, "lora_dropout": 0.1, "batch_size": 2, "num_epochs": 12}
     whole, cut = bench.config("whole", **long), bench.config("cut", **long)
-    command = torchrun(2, "-m", "newtune.cli.train")
-    process = subprocess.Popen(
-        [*command, str(cut)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    started.append(process)
-    wait_for(4, bench.root / "cut" / "metrics.jsonl", process)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert "SIGTERM received" in said
-    run([*command, str(whole)])
+    metrics = bench.root / "cut" / "metrics.jsonl"
+    with started(torchrun(2, *TRAIN, cut), tmp_path / "said") as launch:
+        launch.wait_until(lambda: lines(metrics) >= 4, "four steps")
+        launch.process.send_signal(signal.SIGTERM)
+        launch.end()
+    assert "SIGTERM received" in launch.said
+    bench.python(2, *TRAIN, whole)
     saved = RunDir(bench.root / "cut").checkpoints()
-    assert len(saved) == 1, said
+    assert len(saved) == 1, launch.said
     assert 4 <= int(saved[0].name.split("-")[1]) < bench.lines("whole")[-1]["step"]
-    run([*command, str(cut), "--resume"])
+    bench.python(2, *TRAIN, cut, "--resume")
     ours, theirs = bench.weights("whole"), bench.weights("cut")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert bench.lines("whole") == bench.lines("cut")
@@ -144,16 +116,9 @@ def test_another_number_of_rows_per_step_is_refused(bench: Bench) -> None:
         gradient_accumulation_steps=4,
         resume_from_checkpoint=str(bench.root / "two-saved" / "checkpoint-3"),
     )
-    done = subprocess.run(
-        [*torchrun(2, "-m", "newtune.cli.train"), str(config)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "a step has 8 rows now" in done.stderr
-    assert "`batch_size: 4` keeps them the same" in " ".join(done.stderr.split())
+    said = bench.python(2, *TRAIN, config, code=2)
+    assert "a step has 8 rows now" in said
+    assert "`batch_size: 4` keeps them the same" in " ".join(said.split())
 
 
 def test_the_table_of_differences(pairs: Pairs) -> None:

@@ -1,6 +1,6 @@
 """One process of several: trains every configuration it is given, one after the other.
 
-torchrun --nproc_per_node 2 worker.py CONFIG ...
+worker.py CONFIG ...
 """
 
 import json
