@@ -162,12 +162,59 @@ def save_mxfp4_checkpoint(folder: Path | str, *, seed: int = 0) -> Path:
     return folder
 
 
+def _blocked(weight: Tensor, columns: int) -> Tensor:
+    return weight.float().unflatten(1, (columns, -1))  # out, group, place
+
+
+def _torchao(bits: int, scale_dtype: torch.dtype, group: int | None) -> Callable[[Tensor], Packed]:
+    """Give every code a byte of its own, as torchao's whole numbers of `bits` bits."""
+
+    def pack(weight: Tensor) -> Packed:
+        blocks = _blocked(weight, weight.shape[1] // group if group else 1)
+        scales = (blocks.abs().amax(-1) / (2 ** (bits - 1) - 0.5)).to(scale_dtype)
+        zeros = torch.zeros(scales.shape, dtype=torch.int8)
+        if group:  # torchao's own are 0 but for asymmetric codes
+            zeros[:, 0] = 1
+        codes = blocks / scales.float()[..., None] + zeros[..., None]
+        codes = codes.round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)
+        value = (codes - zeros[..., None]).to(scale_dtype) * scales[..., None]
+        parts = {"qdata": codes.flatten(1), "scale": scales, "zero_point": zeros}
+        return {f"_weight_{name}": part for name, part in parts.items()}, value.flatten(1).float()
+
+    return pack
+
+
+def _torchao_float8(weight: Tensor) -> Packed:
+    scales = weight.float().abs().amax(1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
+    codes = (weight / scales).to(torch.float8_e4m3fn)
+    return {"_weight_qdata": codes, "_weight_scale": scales}, codes.float() * scales
+
+
+def _torchao_config(kind: str, **options: Any) -> dict[str, Any]:
+    """Return what `save_pretrained` of transformers 5.23 writes, less what is never asked for."""
+    default = {"_type": kind, "_version": 2, "_data": options}
+    return {
+        "quant_method": "torchao",
+        "quant_type": {"default": default},
+        "modules_to_not_convert": None,
+        "include_input_output_embeddings": False,
+        "untie_embedding_weights": False,
+    }
+
+
+PER_ROW = {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}}
+PER_GROUP = {"_type": "PerGroup", "_version": 1, "_data": {"group_size": GROUP}}
+
+
 PACKERS: Mapping[str, Callable[[Tensor], Packed]] = {
     "gptq": _gptq(4),
     "gptq-8": _gptq(8),
     "gptq-v2": _gptq(4, first_format=False),
     "awq": _awq,
     "fp8": _fp8,
+    "torchao": _torchao(8, torch.float32, None),
+    "torchao-4": _torchao(4, torch.bfloat16, GROUP),
+    "torchao-float8": _torchao_float8,
 }
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gptq": _gptq_config(4),
@@ -186,6 +233,14 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "version": "gemm",
         "modules_to_not_convert": None,
     },
+    "torchao": _torchao_config("Int8WeightOnlyConfig", granularity=PER_ROW),
+    "torchao-4": _torchao_config(
+        "IntxWeightOnlyConfig",
+        granularity=PER_GROUP,
+        weight_dtype={"_type": "torch.dtype", "_data": "int4"},
+        intx_packing_format={"_type": "IntxPackingFormat", "_data": "UNPACKED_TO_INT8"},
+    ),
+    "torchao-float8": _torchao_config("Float8WeightOnlyConfig", granularity=PER_ROW),
 }
 """Method → what `config.json` says of it."""
 
@@ -193,3 +248,7 @@ needs_gptqmodel = pytest.mark.skipif(
     find_spec("gptqmodel") is None, reason="needs gptqmodel: make install-gptq"
 )
 """A mark for tests that load what GPTQ packed; making such files needs no library."""
+needs_torchao = pytest.mark.skipif(
+    find_spec("torchao") is None, reason="needs torchao: make install-gptq"
+)
+"""A mark for tests that compare with torchao itself."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from newtune.config.load import load_config
 from newtune.errors import ExportError
@@ -17,7 +18,15 @@ from newtune.model.load import load_base
 from newtune.prepare import prepare
 from newtune.run import evaluate, merge, train
 from newtune.run_dir import ADAPTER_WEIGHTS, read_json_lines
-from tiny_quantized import needs_gptqmodel, save_quantized_checkpoint, stood_for
+from tiny import tiny_model, tiny_tokenizer
+from tiny_quantized import (
+    GROUP,
+    WIDE,
+    needs_gptqmodel,
+    needs_torchao,
+    save_quantized_checkpoint,
+    stood_for,
+)
 
 ROWS = [
     {"instruction": f"Say {word}", "output": f"{word} {word}"}
@@ -50,6 +59,14 @@ KINDS = {
     "awq": ("awq", "bf16: false"),
     "awq, bf16": ("awq", "bf16: true\ngradient_checkpointing: true\npeft_use_dora: true"),
     "awq, eva": ("awq", "bf16: false\npeft_init_lora_weights: eva"),
+    "torchao": ("torchao", "bf16: false"),
+    "torchao, 4 bit, bf16": (
+        "torchao-4",
+        "bf16: true\ngradient_checkpointing: true\npeft_use_dora: true",
+    ),
+    "torchao, float8": ("torchao-float8", "bf16: false\npeft_use_rslora: true"),
+    "torchao, eva": ("torchao-4", "bf16: false\npeft_init_lora_weights: eva"),
+    "torchao, relora": ("torchao", "bf16: false\nrelora_steps: 4"),
     "gptq": ("gptq", "gptq: true\nbf16: false"),
     "gptq, bf16": ("gptq", "bf16: true\ngradient_checkpointing: true"),
     "gptq, 8 bit": ("gptq-8", "bf16: false\npeft_use_rslora: true"),
@@ -149,7 +166,8 @@ def test_the_merged_model_is_the_trained_one(runs, kind, caplog):
     config = runs(kind)
     merged = merge(config, dtype="float16", overwrite=True)
     assert merged.report.passed
-    assert merged.report.base_bits == (8 if "8 bit" in kind else 4)
+    eight = KINDS[kind][0] in ("gptq-8", "torchao", "torchao-float8")
+    assert merged.report.base_bits == (8 if eight else 4)
     assert merged.report.base_method == KINDS[kind][0].partition("-")[0]
     assert "the whole base is loaded" not in caplog.text
     values = json.loads((merged.folder / "config.json").read_text())
@@ -160,14 +178,63 @@ def test_the_merged_model_is_the_trained_one(runs, kind, caplog):
     assert scores["eval_loss"] == pytest.approx(losses(out(config))[-1], rel=0.02)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("awq", marks=pytest.mark.slow), _marked("gptq")])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("awq", "torchao")]
+
+
+@pytest.mark.parametrize("kind", [*SLOW, _marked("gptq")])
 def test_another_base_is_told_by_its_packed_weights(runs, kind, tmp_path):
     """The rest of the two checkpoints is the same."""
     config = runs(kind)
     base = shutil.copytree(config.model.base_model, tmp_path / kind)
     weights = load_file(base / "model.safetensors")
-    weights["model.layers.0.mlp.up_proj.qweight"][0, 0] += 1
+    packed = "_weight_qdata" if kind == "torchao" else "qweight"
+    weights[f"model.layers.0.mlp.up_proj.{packed}"][0, 0] += 1
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     other = load_config(out(config).parent / "config.yaml", ("--base_model", str(base)))
     with pytest.raises(ExportError, match="are not those that the adapter was trained on"):
         merge(other, overwrite=True)
+
+
+@needs_torchao
+@pytest.mark.parametrize("method", ["torchao", "torchao-4", "torchao-float8"])
+def test_what_torchao_saved_is_what_is_read(method, tmp_path):
+    """And the checkpoints of the other tests look as those that transformers writes with it."""
+    from torchao import quantization
+
+    kind = {
+        "torchao": quantization.Int8WeightOnlyConfig(),
+        "torchao-4": quantization.IntxWeightOnlyConfig(torch.int4, quantization.PerGroup(GROUP)),
+        "torchao-float8": quantization.Float8WeightOnlyConfig(),
+    }[method]
+    plain = tiny_model("llama", **WIDE)
+    plain.to(torch.bfloat16).save_pretrained(tmp_path / "plain")
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", dtype=torch.bfloat16, quantization_config=TorchAoConfig(kind)
+    )
+    base = tmp_path / "base"
+    theirs.save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    made = save_quantized_checkpoint(tmp_path / "made", method)
+    _require_alike(base, made)
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    keys = {"data": tmp_path / "rows.jsonl", "out": tmp_path / "out", "cache": tmp_path / "cache"}
+    (tmp_path / "c.yaml").write_text(CONFIG.format(model=base, further="bf16: true", **keys))
+    ours = base_of(load_config(tmp_path / "c.yaml", []), dequantized=True)
+    for name in stood_for(made):
+        expected = theirs.get_submodule(name).weight.dequantize()
+        assert torch.equal(ours.get_submodule(name).weight.to(expected.dtype), expected), name
+
+
+def _require_alike(base: Path, made: Path) -> None:
+    one, other = (
+        json.loads((folder / "config.json").read_text())["quantization_config"]["quant_type"]
+        for folder in (base, made)
+    )
+    theirs, ours = one["default"], other["default"]
+    assert {**theirs, "_data": {**theirs["_data"], **ours["_data"]}} == theirs
+    shapes = [
+        {name: (t.shape, t.dtype) for name, t in load_file(folder / "model.safetensors").items()}
+        for folder in (base, made)
+    ]
+    packed = [{n: of for n, of in each.items() if "._weight_" in n} for each in shapes]
+    assert packed[0] == packed[1]

@@ -1,11 +1,14 @@
-"""newtune's own layer over weights that AWQ packed: unpacked for a product, and forgotten.
+"""newtune's own layer over packed weights: unpacked for a product, and forgotten.
 
-gptqmodel has such layers, too. Its plain one multiplies float32 inputs in float16 and rounds the
-scales to bfloat16, for good, at the first bfloat16 input (7.7.0: `AwqTorchLinear.forward`); this
-one multiplies in the format of its inputs, by weights that stay what the files hold.
+gptqmodel has such layers for AWQ, too. Its plain one multiplies float32 inputs in float16 and
+rounds the scales to bfloat16, for good, at the first bfloat16 input (7.7.0:
+`AwqTorchLinear.forward`); this one multiplies in the format of its inputs, by weights that stay
+what the files hold. torchao's weights are tensors of a kind of their own, which few operations
+know; here they are a layer's plain buffers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,35 +20,33 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from newtune.model.packed_weights import AWQ_PLACES, unpack_awq
-from newtune.plan.parts import QuantizationPlan
+from newtune.model import torchao_files
+from newtune.model.packed_weights import AWQ_PLACES, unpack_awq, unpack_torchao
+from newtune.plan.parts import Method, QuantizationPlan
 
-METHOD = "newtune_awq"
+METHOD = "newtune_packed"
 """The name of these layers among transformers' quantisations."""
 
+Unpack = Callable[..., Tensor]
+"""A layer's buffers, in their order → its weight, (out, in)."""
+Buffers = Mapping[str, Tensor]
+"""Name in the files → empty tensor of that shape and dtype, on the meta device."""
 
-class AwqLinear(nn.Linear):
-    """A linear layer whose weight, (out, in) in float16, is unpacked whenever it is asked for."""
 
-    qweight: Tensor
-    qzeros: Tensor
-    scales: Tensor
+class PackedLinear(nn.Linear):
+    """A linear layer whose weight, (out, in), is unpacked whenever it is asked for."""
 
-    def __init__(self, layer: nn.Linear, group_size: int) -> None:
+    def __init__(self, layer: nn.Linear, buffers: Buffers, unpack: Unpack) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make a weight
-        rows, columns = layer.in_features, layer.out_features
-        groups = 1 if group_size == -1 else rows // group_size
-        self.in_features, self.out_features, self.bias = rows, columns, layer.bias
-        words = columns // len(AWQ_PLACES)
-        self.register_buffer("qweight", _empty(rows, words, torch.int32))
-        self.register_buffer("qzeros", _empty(groups, words, torch.int32))
-        self.register_buffer("scales", _empty(groups, columns, torch.float16))
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias, self.unpack = layer.bias, unpack
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:  # type: ignore[override]
         """Return what the packed weight stands for."""
-        weight: Tensor = unpack_awq(self.qweight, self.qzeros, self.scales)
-        return weight
+        return self.unpack(*self.buffers(recurse=False))
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply in the format of the input, or of the autocast."""
@@ -53,36 +54,48 @@ class AwqLinear(nn.Linear):
         if torch.is_autocast_enabled(device):
             input = input.to(torch.get_autocast_dtype(device))
         output: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-            input, self.qweight, self.qzeros, self.scales
+            input, self.unpack, *self.buffers(recurse=False)
         )
         return output if self.bias is None else output + self.bias.to(output.dtype)
-
-
-def _empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(rows, columns, dtype=dtype, device="meta")
 
 
 class _Product(torch.autograd.Function):
     """x Wᵀ whose backward pass unpacks W again instead of keeping it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
-        ctx.save_for_backward(qweight, qzeros, scales)
-        return nn.functional.linear(x, unpack_awq(qweight, qzeros, scales).to(x.dtype))
+    def forward(ctx: Any, x: Tensor, unpack: Unpack, *packed: Tensor) -> Tensor:
+        ctx.unpack = unpack
+        ctx.save_for_backward(*packed)
+        return nn.functional.linear(x, unpack(*packed).to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return gradient @ unpack_awq(*ctx.saved_tensors).to(gradient.dtype), None, None, None
+        packed = ctx.saved_tensors
+        product = gradient @ ctx.unpack(*packed).to(gradient.dtype)
+        return product, None, *(None for _ in packed)
 
 
 @register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):
     """What transformers is told of a base that is loaded into these layers."""
 
-    def __init__(self, group_size: int, left_out: list[str] | None, **_: Any) -> None:
+    def __init__(self, packed_by: Method, options: Mapping[str, Any], **_: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]  # registered below
-        self.group_size, self.left_out = group_size, left_out
+        self.packed_by, self.options = packed_by, options
+
+
+Found = Iterator[tuple[str, Buffers]]
+"""Name and buffers of each layer that is packed."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How layers are packed."""
+
+    find: Callable[["PackedQuantizer", PreTrainedModel, Sequence[str]], Found]
+    """Quantiser, empty model and files of its weights → what is packed."""
+    unpack: Unpack
 
 
 @register_quantizer(METHOD)
@@ -92,15 +105,12 @@ class PackedQuantizer(HfQuantizer):
     quantization_config: PackedConfig
 
     def _process_model_before_weight_loading(
-        self, model: PreTrainedModel, **kwargs: Any
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] = (), **kwargs: Any
     ) -> PreTrainedModel:
-        config = self.quantization_config
-        left_out = self.get_modules_to_not_convert(
-            model, config.left_out, [*(model._keep_in_fp32_modules or ())], add_default_skips=True
-        )
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, nn.Linear) and should_convert_module(name, left_out):
-                model.set_submodule(name, AwqLinear(layer, config.group_size))
+        form = FORMS[self.quantization_config.packed_by]
+        for name, buffers in list(form.find(self, model, checkpoint_files)):
+            layer: Any = model.get_submodule(name)
+            model.set_submodule(name, PackedLinear(layer, buffers, form.unpack))
         return model
 
     def is_serializable(self) -> bool:
@@ -113,13 +123,50 @@ class PackedQuantizer(HfQuantizer):
         return True
 
 
+def _find_awq(quantizer: PackedQuantizer, model: PreTrainedModel, _: Sequence[str]) -> Found:
+    options = quantizer.quantization_config.options
+    left_out = quantizer.get_modules_to_not_convert(
+        model, options["left_out"], [*(model._keep_in_fp32_modules or ())], add_default_skips=True
+    )
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and should_convert_module(name, left_out):
+            yield name, awq_buffers(layer, options["group_size"])
+
+
+def awq_buffers(layer: nn.Linear, group_size: int) -> Buffers:
+    """Return what AWQ's `gemm` format has in place of a layer's weight."""
+    rows, columns = layer.in_features, layer.out_features
+    groups = 1 if group_size == -1 else rows // group_size
+    words = columns // len(AWQ_PLACES)
+    return {
+        "qweight": _empty(rows, words, torch.int32),
+        "qzeros": _empty(groups, words, torch.int32),
+        "scales": _empty(groups, columns, torch.float16),
+    }
+
+
+def _empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(rows, columns, dtype=dtype, device="meta")
+
+
+def _find_torchao(_: PackedQuantizer, model: PreTrainedModel, files: Sequence[str]) -> Found:
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in linear.items()}
+    return torchao_files.packed_layers(files, shapes, prefix=f"{model.base_model_prefix}.")
+
+
+FORMS: Mapping[Method, Form] = {
+    "awq": Form(_find_awq, unpack_awq),
+    "torchao": Form(_find_torchao, unpack_torchao),
+}
+
+
 def configure(plan: QuantizationPlan, config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the arguments of loading: a config that names these layers, not gptqmodel's."""
-    stored = plan.options
+    """Return the arguments of loading: a config that names these layers, not a library's."""
     config.quantization_config = {
         "quant_method": METHOD,
-        "group_size": stored["group_size"],
-        "left_out": stored["left_out"],
+        "packed_by": plan.method,
+        "options": dict(plan.options),
     }
     return {"config": config}
 
@@ -127,5 +174,5 @@ def configure(plan: QuantizationPlan, config: PreTrainedConfig) -> dict[str, Any
 def unpacked_layers(model: PreTrainedModel) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Yield name, weight and bias of each of these layers."""
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, AwqLinear):
+        if isinstance(layer, PackedLinear):
             yield name, layer.weight, layer.bias

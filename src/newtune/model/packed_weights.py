@@ -1,7 +1,7 @@
-"""Packed weights → the weights that they stand for, number by number as gptqmodel's layers do."""
+"""Packed weights → the weights that they stand for, number by number as their makers do."""
 
 import torch
-from jaxtyping import Float16, Int32
+from jaxtyping import Float, Float16, Int32, Num
 from torch import Tensor
 
 
@@ -49,6 +49,22 @@ def _awq_codes(words: Int32[Tensor, "rows words"]) -> Int32[Tensor, "rows codes"
     places = torch.tensor(AWQ_PLACES, device=words.device)
     columns = _codes(words, 4).reshape(len(words), -1, len(AWQ_PLACES))
     return columns[:, :, places].flatten(1)
+
+
+def unpack_torchao(
+    codes: Num[Tensor, "out in"],
+    scales: Float[Tensor, "rows columns"],
+    zeros: Num[Tensor, "rows columns"] | None = None,
+) -> Float[Tensor, "out in"]:
+    """Return scale × (code - zero) in the format of the scales, of codes of 8 bit each.
+
+    The weight is cut into as many equal blocks as there are scales, in rows and columns.
+    """
+    rows, columns = scales.shape
+    blocks = codes.to(scales.dtype).unflatten(1, (columns, -1)).unflatten(0, (rows, -1))
+    if zeros is not None:
+        blocks = blocks - zeros.to(scales.dtype)[:, None, :, None]
+    return (blocks * scales[:, None, :, None]).reshape(codes.shape)
 
 
 def _codes(words: Int32[Tensor, "rows words"], bits: int) -> Int32[Tensor, "rows codes"]:

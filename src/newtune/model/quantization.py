@@ -32,8 +32,11 @@ class Library:
     """
     settle: Callable[[PreTrainedModel], None]
     """Make a loaded model compute in one way, in training and out of it."""
-    dequantize: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel]
-    """Make its quantised layers ordinary ones; the model is used up."""
+    dequantize: Callable[[PreTrainedModel, torch.dtype], tuple[PreTrainedModel, torch.dtype]]
+    """Make its quantised layers ordinary ones, in this dtype or one that rounds nothing away.
+
+    Returns the model, which is used up, and the dtype.
+    """
 
 
 def require_library(method: Method) -> None:
@@ -105,9 +108,8 @@ def plain(model: PreTrainedModel, plan: QuantizationPlan, dtype: torch.dtype) ->
 
     Weights unpacked to float16, which bfloat16 would round, make that float32.
     """
-    dtype = torch.promote_types(dtype, torch.float16) if plan.is_float16 else dtype
-    dequantized = LIBRARIES[plan.method].dequantize(model, dtype)
-    return rebuilt(dequantized, dtype).requires_grad_(requires_grad=False)
+    dequantized, wide = LIBRARIES[plan.method].dequantize(model, dtype)
+    return rebuilt(dequantized, wide).requires_grad_(requires_grad=False)
 
 
 def rebuilt(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -140,13 +142,6 @@ def _own_layout(model: PreTrainedModel) -> dict[str, Tensor]:
     return weights
 
 
-def layers_with_own_arithmetic(model: nn.Module) -> list[nn.Module]:
-    """Return the 4-bit layers, which multiply in a `compute_dtype` of their own."""
-    return [
-        m for m in model.modules() if isinstance(getattr(m, "compute_dtype", None), torch.dtype)
-    ]
-
-
 def _configure_bitsandbytes(plan: QuantizationPlan, _: PreTrainedConfig) -> dict[str, Any]:
     # It says at every 8-bit product that it takes float16, and of a kernel that it has no other.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -163,14 +158,15 @@ def _keep_layout(model: PreTrainedModel) -> None:
 
     That layout is for generation alone; training that goes on afterwards would read it wrong.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    for layer in layers_of_four_bits(model):
+        layer.support_avx512bf16_for_cpu = False
 
 
-def _dequantize_bitsandbytes(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def _dequantize_bitsandbytes(
+    model: PreTrainedModel, dtype: torch.dtype
+) -> tuple[PreTrainedModel, torch.dtype]:
     dequantized: PreTrainedModel = model.dequantize(dtype)  # type: ignore[no-untyped-call]
-    return dequantized
+    return dequantized, dtype
 
 
 Unpacked = Iterable[tuple[str, Tensor, Tensor | None]]
@@ -179,17 +175,20 @@ Unpacked = Iterable[tuple[str, Tensor, Tensor | None]]
 
 def _put_unpacked(
     unpack: Callable[[PreTrainedModel], Unpacked],
-) -> Callable[[PreTrainedModel, torch.dtype], PreTrainedModel]:
+) -> Callable[[PreTrainedModel, torch.dtype], tuple[PreTrainedModel, torch.dtype]]:
     """Return how to put ordinary layers into a model with packed ones."""
 
-    def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    def dequantize(
+        model: PreTrainedModel, dtype: torch.dtype
+    ) -> tuple[PreTrainedModel, torch.dtype]:
         for name, weight, bias in unpack(model):
+            dtype = torch.promote_types(dtype, weight.dtype)
             layer = nn.Module()
             layer.register_parameter("weight", _frozen(weight, dtype))
             layer.register_parameter("bias", None if bias is None else _frozen(bias, dtype))
             model.set_submodule(name, layer)
         del model.config.quantization_config
-        return model
+        return model, dtype
 
     return dequantize
 
@@ -202,13 +201,28 @@ def _leave(model: PreTrainedModel) -> None:
     """Do nothing: it computes in one way already."""
 
 
-def _is_of_bitsandbytes(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("bitsandbytes.")
-
-
 def layers_of_four_bits(model: nn.Module) -> list[Any]:
-    """Return the 4-bit layers; `quant_state` holds what their packed weights stand for."""
-    return [module for module in model.modules() if "quant_state" in vars(module)]
+    """Return bitsandbytes' 4-bit layers.
+
+    `quant_state` holds what their packed weights stand for; they multiply in a `compute_dtype` of
+    their own.
+    """
+    layers = [module for module in model.modules() if _is_of_bitsandbytes(module)]
+    if not layers:
+        return []
+    from bitsandbytes.nn import Linear4bit
+
+    return [layer for layer in layers if isinstance(layer, Linear4bit)]
+
+
+def _is_of_bitsandbytes(module: nn.Module) -> bool:
+    # Sharding gives a layer a class of its own, below the library's.
+    return any(kind.__module__.startswith("bitsandbytes.") for kind in type(module).__mro__)
+
+
+def _of_newtune(base: str) -> Library:
+    """Return newtune's own layers, which need no package."""
+    return Library((), base, "", packed.configure, _leave, _put_unpacked(packed.unpacked_layers))
 
 
 LIBRARIES: Mapping[Method, Library] = {
@@ -228,7 +242,6 @@ LIBRARIES: Mapping[Method, Library] = {
         gptq.settle,
         _put_unpacked(gptq.unpacked_layers),
     ),
-    "awq": Library(
-        (), "an AWQ base", "", packed.configure, _leave, _put_unpacked(packed.unpacked_layers)
-    ),
+    "awq": _of_newtune("an AWQ base"),
+    "torchao": _of_newtune("a torchao base"),
 }

@@ -16,8 +16,8 @@ TRAINED_PARTS = ("lora_", "modules_to_save", "trainable_tokens_")
 WRAPPERS = frozenset({"base_layer", "original_module", "token_adapter"})
 """How PEFT names the adapter's own parameters, and what it puts into the names of the base's."""
 
-PACKED_WEIGHTS = (".qweight", ".qzeros")
-"""Buffers that are weights: what GPTQ and AWQ pack."""
+PACKED_WEIGHTS = (".qweight", ".qzeros", "._weight_qdata")
+"""Buffers that are weights: what GPTQ, AWQ and torchao pack."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from newtune.model.packed_weights import unpack_awq, unpack_gptq
+from newtune.model.packed_weights import unpack_awq, unpack_gptq, unpack_torchao
+from newtune.model.torchao_files import CODES, SCALES, ZEROS
 from newtune.outputs.shards import Checkpoint, NeedsWholeModel
 from newtune.plan.parts import Method, QuantizationPlan
 
@@ -21,6 +22,10 @@ class Layout:
     shape: Callable[[Mapping[str, tuple[int, ...]], QuantizationPlan], tuple[int, ...]]
     """Shapes by these ends → that of the weight, (out, in)."""
     unpack: Callable[[Mapping[str, Tensor], QuantizationPlan], Tensor]
+    widths: frozenset[int] = frozenset({2, 4, 8})
+    """Bits of a code that are read here."""
+    optional: tuple[str, ...] = ()
+    """Of the ends, those that a layer may lack."""
 
 
 class UnpackedCheckpoint(Checkpoint):
@@ -46,7 +51,7 @@ class UnpackedCheckpoint(Checkpoint):
             if f"{layer}.weight" not in self.layers or end not in self.layout.ends:
                 shapes[name] = shape
             elif end == self.layout.ends[0]:
-                parts = {e: stored[f"{layer}.{e}"] for e in self.layout.ends}
+                parts = {e: stored[f"{layer}.{e}"] for e in self._ends(layer)}
                 shapes[f"{layer}.weight"] = self.layout.shape(parts, self.plan)
         return shapes
 
@@ -55,8 +60,12 @@ class UnpackedCheckpoint(Checkpoint):
         layer = self.layers.get(name)
         if layer is None:
             return self.packed.read(name)
-        parts = {end: self.packed.read(f"{layer}.{end}") for end in self.layout.ends}
+        parts = {end: self.packed.read(f"{layer}.{end}") for end in self._ends(layer)}
         return self.layout.unpack(parts, self.plan)
+
+    def _ends(self, layer: str) -> tuple[str, ...]:
+        layout, stored = self.layout, self.packed.tensors
+        return tuple(e for e in layout.ends if e not in layout.optional or f"{layer}.{e}" in stored)
 
 
 def open_checkpoint(stored: Checkpoint, plan: QuantizationPlan | None) -> Checkpoint:
@@ -68,7 +77,7 @@ def open_checkpoint(stored: Checkpoint, plan: QuantizationPlan | None) -> Checkp
     layout = LAYOUTS.get(plan.method) if plan is not None and plan.stored else None
     if plan is None or layout is None:
         return stored
-    if plan.bits not in (2, 4, 8):
+    if plan.bits not in layout.widths:
         raise NeedsWholeModel(f"codes of {plan.bits} bits lie across the words of its files")
     return UnpackedCheckpoint(stored, plan, layout)
 
@@ -102,7 +111,22 @@ def _unpack_awq(parts: Mapping[str, Tensor], _: QuantizationPlan) -> Tensor:
     return unpack_awq(parts["qweight"], parts["qzeros"], parts["scales"].half())
 
 
+def _torchao_shape(shapes: Mapping[str, tuple[int, ...]], _: QuantizationPlan) -> tuple[int, ...]:
+    return shapes[CODES]
+
+
+def _unpack_torchao(parts: Mapping[str, Tensor], _: QuantizationPlan) -> Tensor:
+    return unpack_torchao(*parts.values())
+
+
 LAYOUTS: Mapping[Method, Layout] = {
     "gptq": Layout(("qweight", "qzeros", "scales", "g_idx"), _gptq_shape, _unpack_gptq),
     "awq": Layout(("qweight", "qzeros", "scales"), _awq_shape, _unpack_awq),
+    "torchao": Layout(
+        (CODES, SCALES, ZEROS),
+        _torchao_shape,
+        _unpack_torchao,
+        widths=frozenset(range(1, 9)),
+        optional=(ZEROS,),
+    ),
 }

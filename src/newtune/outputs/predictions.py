@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from newtune.model.placement import input_device
-from newtune.model.quantization import layers_with_own_arithmetic
+from newtune.model.quantization import layers_of_four_bits
 from newtune.types import IGNORE_INDEX, Example
 
 POSITIONS_PER_ROW = 128
@@ -119,7 +119,7 @@ def float32_arithmetic(model: nn.Module) -> Iterator[None]:
     """
     narrow = {torch.bfloat16, torch.float16}
     with ExitStack() as stack:
-        for layer in layers_with_own_arithmetic(model):
+        for layer in layers_of_four_bits(model):
             stack.enter_context(_multiplying_in(layer, torch.float32))
         for module in model.modules():
             own = [p for p in module.parameters(recurse=False) if p.dtype in narrow]
@@ -129,9 +129,9 @@ def float32_arithmetic(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _multiplying_in(layer: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def _multiplying_in(layer: Any, dtype: torch.dtype) -> Iterator[None]:
     before = layer.compute_dtype
-    layer.compute_dtype = dtype  # type: ignore[assignment]  # a plain attribute of 4-bit layers
+    layer.compute_dtype = dtype
     try:
         yield
     finally:

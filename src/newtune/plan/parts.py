@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Method = Literal["bitsandbytes", "gptq", "awq"]
+Method = Literal["bitsandbytes", "gptq", "awq", "torchao"]
 """Whose layers hold a quantised base while an adapter trains on it."""
 
 
@@ -93,11 +93,6 @@ class QuantizationPlan:
     stored: bool = False
     """The checkpoint is stored so already."""
     method: Method = "bitsandbytes"
-
-    @property
-    def is_float16(self) -> bool:
-        """Tell whether its layers unpack to float16, whatever the run computes in."""
-        return self.method in ("gptq", "awq")
 
     @property
     def rounds_inputs(self) -> bool:

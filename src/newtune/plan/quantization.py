@@ -1,86 +1,15 @@
 """In how many bits the frozen base is stored, from the keys and from what the checkpoint is."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from newtune.errors import ConfigError, Problem
+from newtune.plan.packings import PACKINGS, Stored
 from newtune.plan.parts import AdapterPlan, Method, ModelFacts, PrecisionPlan, QuantizationPlan
 from newtune.plan.targets import read_directly
 from newtune.plan.weights import BYTES
 
 GIB = 1 << 30
-Stored = Mapping[str, Any]
-"""A checkpoint's own `quantization_config`."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How a checkpoint that is quantised already is taken up."""
-
-    method: Method
-    bits: Callable[[Stored], int]
-    options: Callable[[Stored], Mapping[str, Any]]
-    name: str
-    """As people write it."""
-    refusal: Callable[[Stored, ModelFacts], str | None] = lambda stored, facts: None
-    """Why a checkpoint cannot be taken up; None = it can."""
-
-
-def _gptq_options(stored: Stored) -> Mapping[str, Any]:
-    form = stored.get("checkpoint_format") or stored.get("format") or "gptq"
-    return {"group_size": stored.get("group_size", 128), "format": form}
-
-
-GPTQ_LAYERS = ("transformer.h.", "model.layers.", "gpt_neox.layers.", "model.decoder.layers.")
-"""How the names of decoder layers begin in which optimum looks for packed ones (2.3)."""
-WITH_CONV1D = frozenset({"gpt2"})
-"""Families whose layers are transformers' `Conv1D`, which it cannot build from GPTQ files."""
-
-
-def _gptq_refusal(stored: Stored, facts: ModelFacts) -> str | None:
-    if facts.model_type in WITH_CONV1D:
-        return f"over layers that transformers cannot read such files into ({facts.model_type})"
-    if not any(name.startswith(GPTQ_LAYERS) for name in facts.linear_modules):
-        return f"for `{facts.model_type}`, whose layers optimum does not find"
-    return None
-
-
-def _awq_options(stored: Stored) -> Mapping[str, Any]:
-    size = stored.get("group_size", stored.get("q_group_size", 128))
-    return {"group_size": size, "left_out": stored.get("modules_to_not_convert")}
-
-
-SCALES_ACTIVATIONS = frozenset(
-    {"bloom", "falcon", "gpt_bigcode", "gpt_neox", "gptj", "mpt", "starcoder2"}
-)
-"""Families whose AWQ checkpoints hold factors of activations beside the weights (transformers)."""
-
-
-def _awq_refusal(stored: Stored, facts: ModelFacts) -> str | None:
-    form = str(stored.get("version") or stored.get("format") or "gemm").lower()
-    if form != "gemm":
-        return f"in AWQ's `{form}` format; newtune reads `gemm`"
-    if _awq_bits(stored) != 4 or not stored.get("zero_point", True):
-        return "not in 4 bit with zero points, the only ones that AWQ's `gemm` format was made for"
-    if facts.model_type in SCALES_ACTIVATIONS:
-        return f"with factors of activations ({facts.model_type}), which newtune does not read"
-    return None
-
-
-def _awq_bits(stored: Stored) -> int:
-    return int(stored.get("bits") or stored.get("w_bit") or 4)
-
-
-PACKINGS: Mapping[str, Packing] = {
-    "bitsandbytes": Packing(
-        "bitsandbytes", lambda c: 4 if c.get("load_in_4bit") else 8, lambda c: {}, "bitsandbytes"
-    ),
-    "gptq": Packing("gptq", lambda c: int(c["bits"]), _gptq_options, "GPTQ", _gptq_refusal),
-    "awq": Packing("awq", _awq_bits, _awq_options, "AWQ", _awq_refusal),
-}
-"""`quant_method` of a checkpoint → how it is taken up; every other is refused by its name."""
-
 
 UNPACKED: Mapping[str, str] = {"fp8": "FP8", "mxfp4": "MXFP4"}
 """`quant_method` of a checkpoint that is dequantised when it is loaded → its name."""
@@ -175,8 +104,9 @@ def _stored(
             "Leave the key out (`adapter: lora` goes with it), or give the checkpoint that is not "
             "quantised.",
         )
-    reason = f"the checkpoint is stored so by {packing.name}"
     options = packing.options(stored)
+    kind = f" ({options['kind']})" if "kind" in options else ""
+    reason = f"the checkpoint is stored so by {packing.name}{kind}"
     return QuantizationPlan(bits, options, stored=True, method=packing.method), reason
 
 

@@ -34,6 +34,8 @@ def memory_of(
         if unfrozen is not None and (not unfrozen or is_unfrozen(name, head, unfrozen)):
             return values * BYTES[precision.trained_weights] * copies
         if quantization is not None and _is_quantized(name, facts, quantization):
+            if quantization.method == "torchao":
+                return bytes_one_by_one(values, quantization.options["group_size"])
             double = bool(quantization.options.get("bnb_4bit_use_double_quant"))
             return bytes_in(quantization.bits, values, double=double)
         return values * BYTES[precision.frozen_weights]
@@ -54,8 +56,16 @@ def bytes_in(bits: int, values: int, *, double: bool) -> int:
     return -(-values * bits // 8) + scales
 
 
+def bytes_one_by_one(values: int, group_size: int | None) -> int:
+    """Return what a weight takes whose codes have a byte each, however few bits they are of.
+
+    A group has a scale of at most 4 bytes and a zero of 1; those of whole rows are left out.
+    """
+    return values + 5 * (-(-values // group_size) if group_size else 0)
+
+
 def _is_quantized(name: str, facts: ModelFacts, plan: QuantizationPlan) -> bool:
     module, _, own = name.rpartition(".")
-    skipped = plan.options.get("llm_int8_skip_modules") or ()
+    skipped = plan.options.get("llm_int8_skip_modules") or plan.options.get("left_out") or ()
     left_out = module == facts.head_name or any(part in module for part in skipped)
     return own == "weight" and module in facts.linear_modules and not left_out

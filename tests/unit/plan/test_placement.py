@@ -128,6 +128,16 @@ def test_four_bits_take_a_quarter_of_the_room() -> None:
     assert set(gpus_of_layers(plan.devices)) == {0, 1}
 
 
+def test_torchaos_codes_take_a_byte_each_however_few_bits_they_are_of() -> None:
+    options = {"kind": "IntxWeightOnlyConfig", "group_size": 128, "left_out": ["down_proj"]}
+    four = QuantizationPlan(4, options, stored=True, method="torchao")
+    room = {0: 6 * GIB, 1: 6 * GIB, **ROOM}
+    plan, _ = planned(Wish("auto"), room, quantization=four)
+    left = 32 * 4096 * 11008  # in 16 bit
+    linear = 32 * (LAYER - 2 * 4096) - left
+    assert sum(plan.memory_bytes.values()) == linear + 5 * linear // 128 + 2 * (WHOLE - linear)
+
+
 def test_what_fits_no_gpu_goes_to_the_cpu_and_then_to_the_disk() -> None:
     limits = Wish(max_memory={0: "6GiB", "cpu": 5})
     room = {0: 24 * GIB, **ROOM}

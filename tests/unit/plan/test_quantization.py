@@ -68,7 +68,80 @@ def test_awq_is_seen(facts, stored):
     found = plan(facts, stored)
     options = {"group_size": 32, "left_out": None}
     assert found == QuantizationPlan(4, options, stored=True, method="awq")
-    assert found.is_float16
+
+
+TORCHAO = CONFIGS["torchao"]
+
+
+def changed(stored, change):
+    """Return torchao's configuration with a part of what it says of its kind changed."""
+    kind = stored["quant_type"]["default"]
+    return {**stored, "quant_type": {"default": {**kind, **change}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "bits", "group_size"),
+    [
+        ("torchao", "Int8WeightOnlyConfig", 8, None),
+        ("torchao-4", "IntxWeightOnlyConfig", 4, 32),
+        ("torchao-float8", "Float8WeightOnlyConfig", 8, None),
+    ],
+)
+def test_torchao_is_seen_with_its_kind(facts, name, kind, bits, group_size):
+    options = {"kind": kind, "group_size": group_size, "left_out": None}
+    found, why = plan_quantization(replace(facts, stored_quantized=CONFIGS[name]), FLOAT32, **NONE)
+    assert found == QuantizationPlan(bits, options, stored=True, method="torchao")
+    assert why == f"the checkpoint is stored so by torchao ({kind})"
+    assert not found.rounds_inputs
+    require_trainable(found, replace(LORA, use_dora=True))
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        (changed(TORCHAO, {"_type": "Int4WeightOnlyConfig"}), "packs for one kernel on a GPU"),
+        *(
+            (changed(TORCHAO, {"_type": f"{name}Config"}), "rounds what goes into its layers")
+            for name in (
+                "Int8DynamicActivationInt8Weight",
+                "Int8DynamicActivationIntxWeight",
+                "Int8StaticActivationInt8Weight",
+                "Float8DynamicActivationFloat8Weight",
+            )
+        ),
+        (changed(TORCHAO, {"_type": "FqnToConfig"}), "stores layers in several kinds"),
+        (changed(TORCHAO, {"_type": "New"}), "as `New`; newtune reads Int8WeightOnlyConfig, "),
+        (changed(TORCHAO, {"_version": 1}), "of version 1; newtune reads version 2"),
+        (
+            changed(
+                CONFIGS["torchao-4"],
+                {"_data": {"intx_packing_format": {"_data": "OPAQUE_ATEN_KLEIDIAI"}}},
+            ),
+            "in the form `OPAQUE_ATEN_KLEIDIAI`",
+        ),
+        ({**TORCHAO, "include_input_output_embeddings": True}, "with its embeddings"),
+        ({**TORCHAO, "quant_type": "int4_weight_only"}, "as `int4_weight_only`; newtune reads"),
+    ],
+)
+def test_torchao_of_other_kinds_is_refused(facts, stored, says):
+    with pytest.raises(ConfigError, match="is packed by torchao") as error:
+        plan(facts, stored)
+    assert says in str(error.value)
+
+
+def test_a_layer_that_fills_no_word_is_refused_unless_gptq_left_it_out(facts):
+    """Qwen's gate of a shared expert has one output; zeros of 4 bit are packed by eights."""
+    gate = {"model.layers.0.mlp.shared_expert_gate": (64, 1)}
+    other = replace(facts, linear_modules={**facts.linear_modules, **gate})
+    with pytest.raises(
+        ConfigError, match="`shared_expert_gate` has 1 outputs, not a multiple of 8"
+    ):
+        plan(other, CONFIGS["gptq"])
+    listed = {
+        **CONFIGS["gptq"],
+        "modules_in_block_to_quantize": [["mlp.up_proj"], ["mlp.down_proj"]],
+    }
+    assert plan(other, listed).bits == 4
 
 
 @pytest.mark.parametrize(("method", "name"), [("fp8", "FP8"), ("mxfp4", "MXFP4")])
@@ -122,7 +195,7 @@ def test_awq_of_other_kinds_is_refused(facts, change, family, says):
         *(
             ({"quant_method": method}, {}, "base_model", f"quantised by `{method}`")
             for method in (
-                *("torchao", "hqq", "eetq"),
+                *("hqq", "eetq"),
                 *("aqlm", "vptq", "quanto", "spqr", "compressed-tensors"),
             )
         ),
@@ -164,3 +237,4 @@ def test_a_missing_package_is_answered_with_the_line_that_installs_it(monkeypatc
     with pytest.raises(SetupError, match="Install: pip install"):
         require_library("bitsandbytes")
     require_library("awq")  # newtune's own layers
+    require_library("torchao")
