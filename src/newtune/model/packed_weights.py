@@ -60,11 +60,12 @@ def unpack_torchao(
 
     The weight is cut into as many equal blocks as there are scales, in rows and columns.
     """
-    rows, columns = scales.shape
-    blocks = codes.to(scales.dtype).unflatten(1, (columns, -1)).unflatten(0, (rows, -1))
+    (rows, columns), (height, width) = scales.shape, codes.shape
+    blocks = codes.to(scales.dtype).reshape(rows, height // rows, columns, width // columns)
     if zeros is not None:
         blocks = blocks - zeros.to(scales.dtype)[:, None, :, None]
-    return (blocks * scales[:, None, :, None]).reshape(codes.shape)
+    weight: Tensor = blocks * scales[:, None, :, None]
+    return weight.reshape(height, width)
 
 
 def _codes(words: Int32[Tensor, "rows words"], bits: int) -> Int32[Tensor, "rows codes"]:

@@ -210,7 +210,7 @@ def layers_of_four_bits(model: nn.Module) -> list[Any]:
     layers = [module for module in model.modules() if _is_of_bitsandbytes(module)]
     if not layers:
         return []
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     return [layer for layer in layers if isinstance(layer, Linear4bit)]
 

@@ -45,7 +45,7 @@ def _gptq_refusal(stored: Stored, facts: ModelFacts) -> str | None:
         return None
     name, width, words = odd
     return (
-        f"for `{facts.model_type}`, whose `{name}` has {width} outputs, not a multiple of {words}: "
+        f"for `{facts.model_type}`, whose `{name}` is {width} wide, not a multiple of {words}: "
         "transformers takes it for a packed layer, and cannot read it"
     )
 

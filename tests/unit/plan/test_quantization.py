@@ -133,9 +133,7 @@ def test_a_layer_that_fills_no_word_is_refused_unless_gptq_left_it_out(facts):
     """Qwen's gate of a shared expert has one output; zeros of 4 bit are packed by eights."""
     gate = {"model.layers.0.mlp.shared_expert_gate": (64, 1)}
     other = replace(facts, linear_modules={**facts.linear_modules, **gate})
-    with pytest.raises(
-        ConfigError, match="`shared_expert_gate` has 1 outputs, not a multiple of 8"
-    ):
+    with pytest.raises(ConfigError, match="`shared_expert_gate` is 1 wide, not a multiple of 8"):
         plan(other, CONFIGS["gptq"])
     listed = {
         **CONFIGS["gptq"],
