@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from newtune.data.prepare import prepare_data
     from newtune.model.load import load_model
     from newtune.plan.plan import make_plan
-    from newtune.run import evaluate, merge, train
+    from newtune.results import evaluate, merge
+    from newtune.run import train
 
 __version__ = "0.1.0"
 
@@ -32,8 +33,8 @@ _HOMES = {
     "load_model": "newtune.model.load",
     "make_plan": "newtune.plan.plan",
     "train": "newtune.run",
-    "evaluate": "newtune.run",
-    "merge": "newtune.run",
+    "evaluate": "newtune.results",
+    "merge": "newtune.results",
 }
 """Public name → its module, imported when the name is first used: torch takes seconds."""
 

@@ -1,66 +1,42 @@
-"""What there is to do with a configuration: train, merge, evaluate, answer.
+"""A run from configuration to result: `train_together` is the whole of it on one page.
 
-`train_together` is the whole run on one page; `prepare.py` is the part before weights load.
+`prepare.py` is the part before weights load, `results.py` what follows a run.
 """
 
-from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
 from typing import cast
 
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from newtune.config.run import RunConfig
 from newtune.data.batches import TrainBatches
 from newtune.data.prepare import PreparedData
 from newtune.data.stream.batches import StreamedBatches
-from newtune.data.stream.prepare import StreamedData
 from newtune.distributed.agreement import code_digests, digests_of, require_agreement
 from newtune.distributed.group import Group
 from newtune.distributed.meeting import Meeting
 from newtune.distributed.watch import Watch
 from newtune.distributed.world import World, restarts
-from newtune.errors import DataError, ExportError
 from newtune.logs import logger, notice
 from newtune.model.eva import start_from_data
-from newtune.model.generate import generate_greedy
-from newtune.model.head import compute_loss_sum
 from newtune.model.load import fetch_weights, load_model
 from newtune.model.relora import join_rounds
-from newtune.model.self_check import require_isolation
-from newtune.model.tokenizer import load_tokenizer, read_tokenizer
-from newtune.outputs.base_files import open_base
-from newtune.outputs.conversation import answer_ends, stop_ids
+from newtune.outputs.conversation import answer_ends
 from newtune.outputs.dataset_upload import upload_data
 from newtune.outputs.inputs import Inputs, keep_inputs, require_same_inputs
-from newtune.outputs.load import (
-    Loaded,
-    Which,
-    choose_result,
-    load_folder,
-    load_result,
-    load_trained,
-    load_untrained,
-    trained_system_message,
-)
-from newtune.outputs.merge import Merged, merge_adapter, require_mergeable
 from newtune.outputs.report import RunReport, report_run, report_uploads
-from newtune.outputs.requantize import Form
 from newtune.outputs.save import save_final
 from newtune.outputs.uploads import Uploads, open_uploads
 from newtune.plan.mesh import require_processes
 from newtune.plan.parallel import hang_timeout_of
-from newtune.plan.parts import Dtype, Plan
 from newtune.plan.plan import plan_as_dict
 from newtune.prepare import (
     Prepared,
     counted_ahead,
-    model_side,
     prepare,
     refuse_unread_keys,
     training_data,
@@ -68,15 +44,7 @@ from newtune.prepare import (
 from newtune.run_dir import RunDir, read_environment, write_json, write_yaml
 from newtune.training.build import build_trainer
 from newtune.training.checkpoint import require_same_rows
-from newtune.training.evaluation import (
-    GENERATION_ROWS,
-    GenerationResult,
-    evaluate_generation,
-    evaluate_loss,
-    generation_tasks,
-)
 from newtune.training.feed import TrainingData
-from newtune.types import Batch
 
 SAME_FILE = "Start every process with the same file and the same options."
 ASK_TO_RESUME = frozenset({"resume_from_checkpoint", "auto_resume_from_checkpoints"})
@@ -90,19 +58,6 @@ SAME_INPUTS = (
     "Every machine must read the same files, and the same revision of a hub (`revision_of_model`, "
     "`revision` of a dataset)."
 )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one model on the held-out rows."""
-
-    which: Which
-    """merged, adapter, model or base."""
-    source: str
-    scores: Mapping[str, float]
-    """`eval_loss` in nats per trained token, `eval_perplexity`, `eval_trained_tokens`."""
-    answers: GenerationResult | None
-    """Greedy answers, with `eval_generate`."""
 
 
 def train(config: RunConfig) -> RunReport | None:
@@ -265,121 +220,6 @@ def save_result(
     return report_run(run_dir, prepared.plan)
 
 
-def merge(
-    config: RunConfig,
-    *,
-    dtype: Dtype | None = None,
-    overwrite: bool = False,
-    keep: bool = False,
-    quantize: Form | None = None,
-) -> Merged:
-    """Merge a run's adapter into its base, verified on held-out rows, into `output_dir/merged`.
-
-    The dtype is the given one, else `merged_dtype`, else the base checkpoint's. A GGUF base has
-    none once it is dequantised: then it is the training's. `quantize`: once more, in few bits.
-    """
-    run_dir = RunDir(Path(config.output.output_dir))
-    require_mergeable(run_dir, base_source=config.model.base_model, overwrite=overwrite)
-    prepared = prepare(config)
-    plan, data, adapter = prepared.plan, prepared.data, prepared.plan.adapter
-    if adapter is None:
-        raise ExportError("this configuration trains the whole model: there is nothing to merge")
-    quantization = plan.model.quantization
-    load = partial(load_trained, plan.model, adapter, run_dir.root, prepared.tokenizer)
-    merged = merge_adapter(
-        load,
-        prepared.tokenizer_with_template,
-        run_dir,
-        data.evaluation or data.train,
-        source="held-out rows" if data.evaluation else "training rows (none are held out)",
-        base_source=plan.model.source,
-        open_base=partial(open_base, plan.model, prepared.tokenizer),
-        load_to_merge=partial(load, dequantized=True) if quantization else None,
-        load_base=partial(load_untrained, plan.model, prepared.tokenizer),
-        adapter_dtype=plan.model.precision.trained_weights,
-        quantization=quantization,
-        placement=plan.model.placement,
-        dtype=dtype
-        or plan.output.merged_dtype
-        or plan.model_facts.checkpoint_dtype
-        or plan.model.precision.frozen_weights,
-        overwrite=overwrite,
-        keep=keep,
-        quantize=quantize,
-    )
-    report_run(run_dir, plan)
-    return merged
-
-
-def evaluate(config: RunConfig, *, which: Which | None = None) -> Evaluation:
-    """Measure the loss and, with `eval_generate`, exact match on the held-out rows.
-
-    `which`: merged, adapter, model or base; None takes the best that the run's folder holds.
-    """
-    run_dir = RunDir(Path(config.output.output_dir))
-    choose_result(run_dir, which)
-    if not (config.data.test_datasets or config.data.val_set_size):
-        raise DataError("no rows are held out: give `test_datasets` or `val_set_size`")
-    prepared = prepare(config)
-    plan, data = prepared.plan, prepared.data
-    if data.evaluation is None:
-        raise DataError("no rows are held out: `val_set_size` is too small for this data")
-    tokenizer = prepared.tokenizer_with_template
-    loaded = load_result(plan.model, plan.adapter, run_dir, tokenizer, which=which)
-    batches = training_data(prepared).evaluation
-    assert batches is not None
-    device = plan.model.device
-    if plan.model.packed:
-        require_isolation(loaded.model, autocast=loaded.autocast)
-    with loaded.arithmetic():
-        ready = (on_device(batches[index], device) for index in range(len(batches)))
-        scores = evaluate_loss(loaded.model, ready, compute_loss_sum)
-    return Evaluation(loaded.which, loaded.source, scores, _answers(plan, data, loaded))
-
-
-def load_for_inference(config: RunConfig, *, which: Which | None = None) -> Loaded:
-    """Load a run's result to answer with: merged if there, else adapter over base, else model."""
-    run_dir = RunDir(Path(config.output.output_dir))
-    choose_result(run_dir, which)
-    world = World.alone()
-    side = model_side(config, world)
-    tokenizer = load_tokenizer(config.tokenizer, config.model)
-    if (run_dir.root / "tokenizer_config.json").is_file():
-        tokenizer = read_tokenizer(str(run_dir.root))
-    loaded = load_result(side.model, side.adapter, run_dir, tokenizer, which=which)
-    return replace(loaded, system=trained_system_message(run_dir))
-
-
-def load_folder_for_inference(folder: Path) -> Loaded:
-    """Load a whole model from a folder that is no run's, such as `merged/` on its own."""
-    return load_folder(folder, device=World.alone().device)
-
-
-def _answers(
-    plan: Plan, data: PreparedData | StreamedData, loaded: Loaded
-) -> GenerationResult | None:
-    evaluation = plan.training.evaluation
-    if not evaluation.generate or data.evaluation is None:
-        return None
-    stops = stop_ids(loaded)
-    tasks = generation_tasks(data.evaluation, stop_ids=stops, limit=evaluation.generate_examples)
-
-    def answer(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        return generate_greedy(
-            loaded.model,
-            loaded.tokenizer,
-            prompts,
-            max_new_tokens=evaluation.max_new_tokens,
-            batch_size=GENERATION_ROWS,
-            stop_ids=stops,
-        )
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    return evaluate_generation(tasks, answer, decode)
-
-
 def describe(run_dir: RunDir, config: RunConfig, prepared: Prepared) -> None:
     """Write what is known before the first step: configuration, plan, environment, data counts."""
     run_dir.root.mkdir(parents=True, exist_ok=True)
@@ -389,12 +229,3 @@ def describe(run_dir: RunDir, config: RunConfig, prepared: Prepared) -> None:
     write_json(run_dir.data_file, counted_ahead(prepared))
     for text in prepared.plan.notices:
         notice(text)
-
-
-def on_device(batch: Batch, device: str) -> Batch:
-    """Return the batch with its tensors on the device."""
-    moved = {
-        key: value.to(device) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
-    return cast("Batch", moved)

@@ -25,7 +25,7 @@ from launching import (
 from newtune.config.load import load_config
 from newtune.errors import ExportError
 from newtune.outputs.consolidate import consolidate, sharded_checkpoint
-from newtune.run import merge
+from newtune.results import merge
 from newtune.training.checkpoint import saved_shapes
 from tiny import save_tiny_checkpoint
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from newtune.config.load import load_config
 from newtune.errors import DataError
 from newtune.prepare import prepare
-from newtune.run import evaluate, train
+from newtune.results import evaluate
+from newtune.run import train
 from newtune.run_dir import read_json_lines
 from streams import texts, write_texts
 from tiny import save_tiny_checkpoint

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from newtune.config.load import load_config
 from newtune.errors import ExportError
-from newtune.run import evaluate, load_for_inference, merge, train
+from newtune.results import evaluate, load_for_inference, merge
+from newtune.run import train
 from newtune.run_dir import ADAPTER_WEIGHTS, read_json_lines
 from tiny import save_tiny_checkpoint, tiny_tokenizer
 

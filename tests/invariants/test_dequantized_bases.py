@@ -16,7 +16,9 @@ from newtune.config.load import load_config
 from newtune.model.load import load_base
 from newtune.outputs.requantize import REPORT, quantize_merged
 from newtune.plan.parts import QuantizationPlan
-from newtune.run import evaluate, merge, prepare, train
+from newtune.prepare import prepare
+from newtune.results import evaluate, merge
+from newtune.run import train
 from newtune.run_dir import read_json_lines
 from newtune.types import Example
 from tiny import save_tiny_checkpoint, tiny_tokenizer

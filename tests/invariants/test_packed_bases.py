@@ -16,7 +16,8 @@ from newtune.config.load import load_config
 from newtune.errors import ExportError
 from newtune.model.load import load_base
 from newtune.prepare import prepare
-from newtune.run import evaluate, merge, train
+from newtune.results import evaluate, merge
+from newtune.run import train
 from newtune.run_dir import ADAPTER_WEIGHTS, read_json_lines
 from tiny import tiny_model, tiny_tokenizer
 from tiny_quantized import (

@@ -14,7 +14,8 @@ from torch import nn
 from newtune.config.load import load_config
 from newtune.errors import ConfigError
 from newtune.model.generate import generate_greedy
-from newtune.run import evaluate, load_for_inference, merge, train
+from newtune.results import evaluate, load_for_inference, merge
+from newtune.run import train
 from runs import TinyRun, assert_same, weights
 from tiny import save_tiny_checkpoint
 

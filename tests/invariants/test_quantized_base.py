@@ -17,7 +17,8 @@ from newtune.config.quantization import BNB_OPTIONS
 from newtune.errors import ConfigError, ModelError, SetupError
 from newtune.model.load import load_base
 from newtune.prepare import prepare
-from newtune.run import evaluate, merge, train
+from newtune.results import evaluate, merge
+from newtune.run import train
 from tiny import save_tiny_checkpoint
 
 ROWS = [

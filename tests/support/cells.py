@@ -20,7 +20,7 @@ from newtune.model.head import head_name, install_head
 from newtune.model.self_check import measure_leak
 from newtune.plan.attention import PACKED_ATTENTION
 from newtune.prepare import model_side
-from newtune.run import merge
+from newtune.results import merge
 from support.bench import (
     ADAPTER,
     EPOCHS,

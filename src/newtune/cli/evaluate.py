@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def run(config_path: Path, overrides: list[str], *, which: "Which | None" = None) -> int:
     """Print the scores of one model: merged, adapter, model or base."""
     config = read_config(config_path, overrides)
-    from newtune.run import evaluate
+    from newtune.results import evaluate
 
     show_evaluation(evaluate(config, which=which))
     return 0

@@ -25,7 +25,7 @@ def load(path: Path, overrides: list[str], *, which: "Which | None" = None) -> "
             f"{path} is no run's folder (it holds no `{CONFIG}`) and no model's (no `config.json`)."
             " Give the run's `output_dir`, its `merged` folder, or the configuration."
         )
-    from newtune.run import load_folder_for_inference, load_for_inference
+    from newtune.results import load_folder_for_inference, load_for_inference
 
     if not path.is_dir():
         return load_for_inference(load_config(path, overrides), which=which)

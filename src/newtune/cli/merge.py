@@ -19,7 +19,7 @@ def run(
     """Write `output_dir/merged` and print how close it is to base + adapter."""
     given = [*overrides, "--merged_dtype", dtype] if dtype else overrides
     config = read_config(config_path, given)
-    from newtune.run import merge
+    from newtune.results import merge
 
     show_merge(merge(config, overwrite=overwrite, keep=keep, quantize=quantize), config_path)
     return 0

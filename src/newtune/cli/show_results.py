@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from newtune.outputs.consolidate import Consolidated
     from newtune.outputs.load import Loaded
     from newtune.outputs.merge import Merged
-    from newtune.run import Evaluation
+    from newtune.results import Evaluation
 
 SHOWN_MISSES = 3
 

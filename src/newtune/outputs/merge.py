@@ -9,7 +9,7 @@ folder appears only when the proof holds.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,12 +23,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from newtune.errors import ExportError, ModelError
 from newtune.logs import logger, notice
 from newtune.model.placement import placed_loading
-from newtune.model.quantization import require_library
 from newtune.outputs.base_files import BaseFiles
 from newtune.outputs.base_identity import changes_base, identify_base
 from newtune.outputs.merge_shards import merge_shards
 from newtune.outputs.predictions import Examples
-from newtune.outputs.requantize import Form, QuantizingLoss, quantize_merged
+from newtune.outputs.requantize import QuantizingLoss
 from newtune.outputs.save import (
     ADAPTER_CONFIG,
     TOKENIZER_BYTES,
@@ -81,7 +80,6 @@ def merge_adapter(
     source: str = "held-out rows",
     overwrite: bool = False,
     keep: bool = False,
-    quantize: Form | None = None,
 ) -> Merged:
     """Merge the adapter at the root of a run's folder into `merged/`, verified.
 
@@ -92,24 +90,19 @@ def merge_adapter(
     where the models lie. `load_base` gives
     the base as it was, for adapters that change its weights. `keep` keeps a
     merged model that fails its proof, marked as such, instead of removing it (the call raises
-    either way). With `quantize`, the merged model is written once more, in few bits.
+    either way).
 
     Raises:
         ExportError: there is no adapter to merge; it belongs to another base; merged/ exists
             (without `overwrite`); it does not fit on the disk; the proof fails.
     """
-    if quantize is not None:
-        require_library("bitsandbytes")
     require_mergeable(run_dir, base_source=base_source, overwrite=overwrite)
     trained = load_trained()
-    device = str(trained.device)
     require_same_base(trained, run_dir.root, base_source=base_source)
     width = getattr(torch, dtype).itemsize
     require_space(run_dir.root, trained.num_parameters() * width + TOKENIZER_BYTES)
     attention = trained.config._attn_implementation
-    places = {"device_map": {"": trained.device}}
-    if placement is not None:
-        places = placed_loading(placement)
+    places = placed_loading(placement) if placement else {"device_map": {"": trained.device}}
     with staging_folder(run_dir.root) as kept, staging_folder(run_dir.root) as stage:
         reference = read_reference(trained, examples, source=source, folder=kept)
         changed = changes_base(trained)
@@ -131,13 +124,7 @@ def merge_adapter(
         if report.passed or keep:
             move_folder(stage, run_dir.merged)
     _require_passed(report, run_dir.merged, keep=keep)
-    merged_model = Merged(run_dir.merged, report, written.parameters)
-    if quantize is None:
-        return merged_model
-    folder, loss = quantize_merged(
-        run_dir.merged, examples, tokenizer, form=quantize, device=device, source=source
-    )
-    return replace(merged_model, quantized=folder, quantizing_loss=loss)
+    return Merged(run_dir.merged, report, written.parameters)
 
 
 def _write_by_shard(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from newtune.config.run import RunConfig
 from newtune.errors import ConfigError, Problem
-from newtune.plan.parts import AdapterPlan, ModelFacts, QuantizationPlan
+from newtune.plan.parts import AdapterPlan, FsdpPlan, MeshPlan, ModelFacts, QuantizationPlan
 
 KEY = "tensor_parallel_size"
 STYLES = frozenset(
@@ -24,14 +24,14 @@ LEFT_WHOLE = frozenset({"embedding_rowwise"})
 
 def plan_tensor(
     config: RunConfig,
-    size: int,
+    mesh: MeshPlan,
     *,
     facts: ModelFacts,
     adapter: AdapterPlan | None,
     quantization: QuantizationPlan | None,
-    sharded: bool,
+    fsdp: FsdpPlan | None,
 ) -> Mapping[str, str]:
-    """Return pattern of names → how a layer is split, for that many processes.
+    """Return pattern of names → how a layer is split, over the mesh's axis for that.
 
     Raises:
         ConfigError: what cannot be split, each with the reason.
@@ -42,10 +42,10 @@ def plan_tensor(
         if name != facts.head_name and style not in LEFT_WHOLE
     }
     problems = [
-        *_of_model(facts, styles, size),
+        *_of_model(facts, styles, mesh.tensor),
         *_of_adapter(adapter, styles),
-        *_of_run(config, quantization),
-        *_of_sharding(config, adapter, styles, sharded=sharded),
+        *_of_quantization(quantization),
+        *(_of_copies(mesh) if fsdp is None else _of_sharding(fsdp, adapter, styles)),
     ]
     if problems:
         raise ConfigError(problems)
@@ -81,19 +81,23 @@ def _of_adapter(adapter: AdapterPlan | None, styles: Mapping[str, str]) -> Itera
             yield Problem("lora_modules_to_save", message, "Name it in `lora_target_modules`.")
 
 
-def _of_run(config: RunConfig, quantization: QuantizationPlan | None) -> Iterator[Problem]:
+def _of_quantization(quantization: QuantizationPlan | None) -> Iterator[Problem]:
     if quantization is not None:
         message = "cannot split a quantised base: packed blocks do not end where columns do"
         yield Problem(KEY, message, "Use `dp_shard_size` or `fsdp_config` with `adapter: qlora`.")
 
 
+def _of_copies(mesh: MeshPlan) -> Iterator[Problem]:
+    if mesh.replicas > 1:
+        message = f"{mesh.replicas} copies of a model whose layers are split need sharding, too"
+        hint = "Use `dp_shard_size` instead, or besides."
+        yield Problem("dp_replicate_size", message, hint)
+
+
 def _of_sharding(
-    config: RunConfig, adapter: AdapterPlan | None, styles: Mapping[str, str], *, sharded: bool
+    fsdp: FsdpPlan, adapter: AdapterPlan | None, styles: Mapping[str, str]
 ) -> Iterator[Problem]:
-    if not sharded:
-        return
-    section = config.parallel.fsdp_config
-    if section is not None and section.offload_params:
+    if fsdp.offload:
         message = f"parameters that `{KEY}` splits are not offloaded"
         yield Problem("fsdp_config.offload_params", message, "Leave one of the two out.")
     if adapter is None and "replicated_with_grad_allreduce" in styles.values():

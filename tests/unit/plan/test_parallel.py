@@ -9,8 +9,9 @@ import pytest
 from configs import valid
 from newtune.distributed.world import World
 from newtune.errors import ConfigError
+from newtune.plan.fsdp import DONE_BY_FSDP2
 from newtune.plan.ledger import Ledger
-from newtune.plan.parallel import DONE_BY_FSDP2, hang_timeout_of, plan_parallel
+from newtune.plan.parallel import hang_timeout_of, plan_parallel
 from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan, QuantizationPlan
 from newtune.training.arguments import training_arguments
 from runs import TinyRun
