@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from newtune.data.collate import collate
 from newtune.model.head import compute_loss_sum, install_head
+from newtune.model.load import unfreeze
 from newtune.objectives.causal_lm import causal_lm_loss
 from newtune.plan.parts import (
     AdapterPlan,
@@ -107,6 +108,7 @@ class TinyRun:
     epochs: Sequence[int] | None = None
     lora: bool = False
     dropout: float = 0.0
+    unfrozen: Sequence[str] = ()
     train: Any = None
     evaluation_batches: Any = None
     eval_examples: Sequence[Example] = ()
@@ -126,6 +128,7 @@ class TinyRun:
         dropout = 0.0 if self.lora else self.dropout
         model = tiny_llama(seed=1, attention_dropout=dropout)
         install_head(model)
+        unfreeze(model, self.unfrozen)
         if self.lora:
             torch.manual_seed(1)
             config = LoraConfig(
@@ -171,6 +174,7 @@ class TinyRun:
             gradient_checkpointing=False,
             gradient_checkpointing_kwargs={},
             embedding_multiple=None,
+            unfrozen_parameters=tuple(self.unfrozen),
         )
 
     def _training_plan(self, steps: StepPlan) -> TrainingPlan:

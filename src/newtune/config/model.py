@@ -48,7 +48,8 @@ class ModelSection(Section):
     """Further arguments of transformers' `from_pretrained`."""
     unfrozen_parameters: Strings | None = None
     """Regular expressions of the parameters that a full fine-tuning trains; all others are
-    frozen. Empty: all parameters are trained."""
+    frozen. A range after one trains rows of a matrix: `^model.embed_tokens.weight$[:32000]`.
+    Empty: all parameters are trained."""
     experimental_skip_move_to_device: bool | None = None
     """Keep the model off the device before sharding. newtune loads each weight where it belongs,
     so this changes nothing."""

@@ -14,6 +14,7 @@ from newtune.model.classes import library_class
 from newtune.model.head import head_name, takes_positions
 from newtune.model.overrides import override_config
 from newtune.model.sources import cannot_load, find_source
+from newtune.model.stored_names import stored_names
 from newtune.plan.parts import Dtype, ModelFacts
 
 _DTYPES: Mapping[Any, Dtype] = {
@@ -70,6 +71,7 @@ def read_model_facts(
         attentions=_attentions(model),
         tensor_plan=dict(model.tp_plan),
         rotary_kinds=_rotary_kinds(text),
+        stored_names=stored_names(model),
         **_heads(text),
     )
 

@@ -44,7 +44,7 @@ from newtune.model.self_check import require_isolation, require_own_loss
 from newtune.model.sources import Source, cannot_load, choose_weights, find_source
 from newtune.plan.attention import RUNS_ON_CPU
 from newtune.plan.parts import AdapterPlan, ModelPlan
-from newtune.plan.targets import is_unfrozen
+from newtune.plan.unfrozen import is_unfrozen
 
 __all__ = ["load_base", "load_model", "read_model_facts"]
 
@@ -267,25 +267,11 @@ def grow_embeddings(model: PreTrainedModel, tokens: int, *, multiple: int | None
 
 
 def unfreeze(model: PreTrainedModel, patterns: Sequence[str]) -> None:
-    """Train the parameters whose names the regexes match from the start; no regex = all.
-
-    Raises:
-        ModelError: a regex matches nothing.
-    """
-    if not patterns:
-        model.requires_grad_(requires_grad=True)
-        return
+    """Train the parameters that the patterns name, or name rows of; no pattern = all."""
     tied = bool(model.config.get_text_config().tie_word_embeddings)
     head = f"{head_name(model)}.weight" if tied else ""
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in patterns:
-        if not any(is_unfrozen(name, head, [pattern]) for name in names):
-            raise ModelError(
-                f"unfrozen_parameters: `{pattern}` matches no parameter from its first character. "
-                f"Some of this model's: {', '.join(names[:8])}."
-            )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_unfrozen(name, head, patterns))
+        parameter.requires_grad_(not patterns or is_unfrozen(name, head, patterns))
 
 
 def store_trained_as(model: nn.Module, dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ from newtune.plan.parts import ModelFacts, ModelPlan, PrecisionPlan
 from newtune.plan.precision import resolve_precision
 from newtune.plan.quantization import plan_quantization, unpacked_at_loading
 from newtune.plan.sequences import shares_sequences
+from newtune.plan.unfrozen import plan_unfrozen
 from newtune.plan.zero import asks_for_bf16, read_zero, zero_precision
 
 SCALED_BY_LISTS = frozenset({"phi3"})
@@ -58,7 +59,7 @@ def plan_model(config: RunConfig, world: World, facts: ModelFacts, ledger: Ledge
         gradient_checkpointing=bool(compute.gradient_checkpointing) or recomputes(config),
         gradient_checkpointing_kwargs=compute.gradient_checkpointing_kwargs or {},
         embedding_multiple=32 if config.tokenizer.resize_token_embeddings_to_32x else None,
-        unfrozen_parameters=as_tuple(model.unfrozen_parameters),
+        unfrozen_parameters=plan_unfrozen(model.unfrozen_parameters or (), facts, ledger),
         quantization=quantization,
         unpacks=unpacked is not None,
         packed=packed,

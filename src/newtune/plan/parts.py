@@ -46,6 +46,8 @@ class ModelFacts:
     """Attention heads, and those of keys and values; None where the config does not name them."""
     rotary_kinds: frozenset[str] = frozenset()
     """transformers' names of how its rotary embeddings are scaled (`linear`); empty = has none."""
+    stored_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Parameter → its names in a checkpoint's files, where they are others; `*` is any number."""
 
 
 ENDLESS = 1 << 62
@@ -137,7 +139,7 @@ class ModelPlan:
     embedding_multiple: int | None
     """Grow the embeddings to a multiple of this (32); None = just as many rows as tokens."""
     unfrozen_parameters: tuple[str, ...] = ()
-    """Regexes of the parameters a full fine-tuning trains; empty = all."""
+    """Regexes of the parameters a full fine-tuning trains, maybe with rows; empty = all."""
     quantization: QuantizationPlan | None = None
     unpacks: bool = False
     """The checkpoint is stored quantised, and loading makes ordinary weights of it."""

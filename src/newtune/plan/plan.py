@@ -181,6 +181,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         values["data_facts"] |= unknown
     values["model_facts"].pop("parameter_shapes")
     values["model_facts"].pop("linear_modules")
+    values["model_facts"].pop("stored_names")
     values["training"]["steps"]["total_steps"] = plan.training.steps.total_steps
     values["training"]["steps"]["rows_per_step"] = plan.training.steps.rows_per_step
     return {key: _plain(value) for key, value in values.items()}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from newtune.errors import ModelError
 from newtune.plan.parts import AdapterPlan, ModelFacts
+from newtune.plan.unfrozen import count_rows, is_unfrozen, tied_head, trained_rows
 
 
 def resolve_targets(
@@ -51,16 +52,12 @@ def count_trainable(
 ) -> int:
     """Return how many parameters will be trained; equals PEFT's own count (by test).
 
-    Without an adapter that is every parameter, or those that a regex of `unfrozen_parameters`
-    matches from their first character. `new_tokens`: tokens whose embedding rows an adapter
+    Without an adapter that is every parameter, or those that a pattern of `unfrozen_parameters`
+    names, or their rows. `new_tokens`: tokens whose embedding rows an adapter
     trains besides.
     """
     if adapter is None:
-        names = facts.parameter_shapes
-        if unfrozen_parameters:
-            head = f"{facts.head_name}.weight" if facts.tied_embeddings else ""
-            names = {n: s for n, s in names.items() if is_unfrozen(n, head, unfrozen_parameters)}
-        return sum(math.prod(shape) for shape in names.values())
+        return _count_unfrozen(facts, unfrozen_parameters)
     saved = {m for m in module_names(facts) if _ends_with(m, adapter.modules_to_save)}
     if facts.tied_embeddings and facts.head_name in saved:  # the embeddings' matrix, counted once
         saved = saved - {facts.head_name} | {_embeddings(facts)}
@@ -73,6 +70,18 @@ def count_trainable(
             stacked = shape[0] if len(shape) == 3 else 1
             total += adapter.rank * stacked * (shape[-1] + shape[-2])
     return total + new_tokens * facts.hidden_size * (1 if facts.tied_embeddings else 2)
+
+
+def _count_unfrozen(facts: ModelFacts, patterns: Sequence[str]) -> int:
+    if not patterns:
+        return sum(map(math.prod, facts.parameter_shapes.values()))
+    total, head = 0, tied_head(facts)
+    for name, shape in facts.parameter_shapes.items():
+        if is_unfrozen(name, head, patterns):
+            rows = trained_rows(name, head, patterns)
+            size = math.prod(shape)
+            total += size if rows is None else count_rows(rows, shape[0]) * size // shape[0]
+    return total
 
 
 def adapter_targets(facts: ModelFacts, adapter: AdapterPlan) -> list[str]:
@@ -92,15 +101,6 @@ def module_names(facts: ModelFacts) -> list[str]:
         if name.endswith(".weight") and len(shape) == 2
     ]
     return list(dict.fromkeys([*matrices, *facts.linear_modules]))
-
-
-def is_unfrozen(name: str, tied_head: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a regex matches the parameter's name from its first character.
-
-    `tied_head` is the other name of a tied embedding (`lm_head.weight`), empty when not tied.
-    """
-    names = [name, tied_head] if tied_head and "embed" in name else [name]
-    return any(re.match(pattern, candidate) for pattern in patterns for candidate in names)
 
 
 def read_directly(facts: ModelFacts) -> frozenset[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from newtune.plan.parts import ModelFacts, PrecisionPlan, QuantizationPlan
-from newtune.plan.targets import is_unfrozen
+from newtune.plan.unfrozen import is_unfrozen, tied_head
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}
@@ -23,10 +23,10 @@ def memory_of(
 ) -> Callable[[str, nn.Parameter], int]:
     """Return how many bytes a parameter takes, by its name.
 
-    `unfrozen`: regexes of what a full fine-tuning trains, none = all; None = nothing is trained. A
+    `unfrozen`: patterns of what a full fine-tuning trains, none = all; None = nothing is trained. A
     trained weight has a gradient and the optimizer's memory beside it.
     """
-    head = f"{facts.head_name}.weight" if facts.tied_embeddings else ""
+    head = tied_head(facts)
     copies = 2 + next((n for name, n in STATES.items() if optimizer.startswith(name)), 2)
 
     def bytes_of(name: str, parameter: nn.Parameter) -> int:

@@ -34,6 +34,7 @@ from newtune.training.checkpoint import Model
 from newtune.training.engines import start_engine
 from newtune.training.evaluator import Evaluator
 from newtune.training.feed import Streamed, TrainingData, loader
+from newtune.training.frozen_rows import freeze_rows, trained_parts
 from newtune.training.metrics import Meter, MeterClock, MetricsFile, TokenCounts, count_tokens
 from newtune.training.optim import build_optimizer
 from newtune.training.progress import ProgressDisplay
@@ -294,6 +295,7 @@ class NewtuneTrainer(ResumableTrainer):
         """Make the plan's optimizer over the trained parameters."""
         if self.optimizer is None:
             made = build_optimizer(self.plan.training.optimizer, self.network, self.args)
+            freeze_rows(self.network, made, trained_parts(self.network, self.plan))
             self.optimizer = self.engine.prepare(made, self)
         return self.optimizer
 

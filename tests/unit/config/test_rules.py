@@ -21,6 +21,10 @@ STREAM = {"streaming": True, "max_steps": 5}
 TEXT = {"pretraining_dataset": [{"path": "a"}], "datasets": None, "max_steps": 5}
 
 
+def rows(which: str) -> dict[str, Any]:
+    return {"unfrozen_parameters": [f"^model.embed_tokens.weight${which}"]}
+
+
 def rope(**scaling: Any) -> dict[str, Any]:
     return {"overrides_of_model_config": {"rope_scaling": scaling}}
 
@@ -45,11 +49,20 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any] | None]]] = {
     "unfrozen_without_adapter": [
         ({"unfrozen_parameters": ["x"], **LORA}, {"unfrozen_parameters": ["x"]})
     ],
-    "whole_parameters_are_unfrozen": [
+    "ranges_of_rows_hold_rows": [
+        (rows("[9:9]"), rows("[8:9]")),
+        (rows("[9:3]"), rows("[:3]")),
+        (rows("[5:0]"), rows("[5:]")),
+    ],
+    "rows_are_kept_where_they_are_whole": [
+        ({**rows("[:9]"), "deepspeed": "zero2.json"}, {**rows(""), "deepspeed": "zero2.json"}),
+        ({**rows("[:9]"), "fsdp_config": {"offload_params": True}}, None),
+        ({**rows("[:9]"), "tensor_parallel_size": 2}, {**rows("[:9]"), "tensor_parallel_size": 1}),
+        ({**rows("[:9]"), "dp_shard_size": 2}, {**rows("[:9]"), "dp_replicate_size": 2}),
         (
-            {"unfrozen_parameters": ["^model.embed_tokens.weight$[:32000]"]},
-            {"unfrozen_parameters": ["^model.embed_tokens.weight$", "layers.2[0-9]+.mlp"]},
-        )
+            {**rows("[:9]"), "optimizer": "schedule_free_adamw"},
+            {**rows(""), "optimizer": "schedule_free_adamw"},
+        ),
     ],
     "scaling_is_whole": [
         (rope(type="yarm", factor=2.0), rope(type="yarn", factor=2)),

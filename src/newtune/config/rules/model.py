@@ -9,6 +9,7 @@ from newtune.config.parallel import IN_PARTS
 from newtune.config.quantization import BNB_OPTIONS
 from newtune.config.rules.rule import about, sentence
 from newtune.config.run import RunConfig
+from newtune.config.unfrozen import read_pattern
 from newtune.errors import Problem
 from newtune.lookup import did_you_mean
 
@@ -46,13 +47,35 @@ def unfrozen_without_adapter(config: RunConfig) -> Iterator[Problem]:
 
 
 @about("unfrozen_parameters")
-def whole_parameters_are_unfrozen(config: RunConfig) -> Iterator[Problem]:
-    """`unfrozen_parameters` holds regular expressions; a range of rows (`[:32000]`) is none."""
-    for index, pattern in enumerate(config.model.unfrozen_parameters or ()):
-        if re.search(r"\[\d*:\d*\]$", pattern):
-            message = f"known, but `{pattern}` names a range of rows, which is not available yet"
-            hint = "Leave the range out to train the whole parameter."
+def ranges_of_rows_hold_rows(config: RunConfig) -> Iterator[Problem]:
+    """A range of rows in `unfrozen_parameters` (`[:32000]`) holds at least one row."""
+    for index, text in enumerate(config.model.unfrozen_parameters or ()):
+        pattern = read_pattern(text)
+        if pattern.stop is not None and pattern.stop <= pattern.start:
+            message = f"`{text}` names no row: {pattern.stop} is not after {pattern.start}"
+            hint = "Write `[first:last]`; the last row itself is left out."
             yield Problem(f"unfrozen_parameters.{index}", message, hint)
+
+
+HOLDS_PARTS = ("deepspeed", "fsdp", "fsdp_config", "dp_shard_size", "tensor_parallel_size")
+
+
+@about("unfrozen_parameters", "optimizer", *HOLDS_PARTS)
+def rows_are_kept_where_they_are_whole(config: RunConfig) -> Iterator[Problem]:
+    """Rows that stay frozen in `unfrozen_parameters` need a process that holds them as a whole."""
+    texts = enumerate(config.model.unfrozen_parameters or ())
+    ranges = [index for index, text in texts if read_pattern(text).is_range]
+    given = [key for key in HOLDS_PARTS if getattr(config.parallel, key) not in (None, 1, (), {})]
+    for index in ranges:
+        path, hint = f"unfrozen_parameters.{index}", "Leave the range out, or the key."
+        for key in given[:1]:
+            message = f"names rows, which excludes `{key}`: it deals out the optimizer's weights, "
+            yield Problem(
+                path, f"{message}so that the other rows could not be kept as they are", hint
+            )
+        if config.training.optimizer.startswith("schedule_free"):
+            message = f"names rows, which excludes `optimizer: {config.training.optimizer}`"
+            yield Problem(path, f"{message}: it keeps a second set of weights, which decays", hint)
 
 
 # Quantised bases and placement
