@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from breaking import lines, started
 from launching import (
@@ -18,6 +19,7 @@ from launching import (
     Bench,
     Pairs,
     assert_goes_on,
+    differences,
     matrix,
     measures_all,
     torchrun,
@@ -32,6 +34,12 @@ FEW = [
     "LoRA, packed, accumulation 4, a short last step",
 ]
 SHORT = {"num_epochs": 1}
+ROWS = {
+    "unfrozen_parameters": ["^lm_head.weight$[100:300]", "model.norm"],
+    "weight_decay": 0.1,
+    "batch_size": 2,
+    "max_steps": 3,
+}
 SAVED = {**SAVING, **LORA, **SHORT}
 
 
@@ -46,6 +54,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
         for case in FEW:
             pairs.compare("CP", case, {**ALL[case], **SHORT}, context_parallel_size=2)
     pairs.alone("one-saved", **SAVED)
+    pairs.alone("one-rows", **ROWS)
+    pairs.together("two-rows", **ROWS)
     pairs.together("two-saved", **SAVED, ddp_backend="gloo", ddp_timeout=77)
     for start in ("one", "two"):
         checkpoint = bench.checkpoint(f"{start}-saved")
@@ -68,6 +78,14 @@ def test_a_run_goes_on_with_another_number_of_processes(bench: Bench, other: str
 
 def test_on_as_many_processes_a_run_goes_on_bit_for_bit(bench: Bench) -> None:
     assert_goes_on(bench, "two-saved", "two-to-two", tolerance=0)
+
+
+def test_rows_that_stay_frozen_do_so_in_every_copy(bench: Bench) -> None:
+    found = differences(bench, "one-rows", "two-rows")
+    assert all(value <= TOLERANCE for value in found.values()), found
+    (base,) = (bench.root / "base").glob("*.safetensors")
+    before, after = load_file(base)["lm_head.weight"], bench.weights("two-rows")["lm_head.weight"]
+    assert (before != after).any(dim=1).nonzero().flatten().tolist() == [*range(100, 300)]
 
 
 def test_a_checkpoint_says_who_wrote_it(bench: Bench) -> None:

@@ -23,7 +23,7 @@ def freeze_rows(model: nn.Module, optimizer: Optimizer, trained: Mapping[str, Ro
         frozen = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
         for start, stop in rows:
             frozen[start:stop] = False
-        weight.register_hook(_without(frozen))
+        weight.register_hook(_without(frozen))  # type: ignore[no-untyped-call]
         optimizer.register_step_post_hook(_write_back(weight, frozen))
 
 
