@@ -124,3 +124,26 @@ def test_mxfp4_experts_are_those_that_were_packed(tmp_path):
     model.save_pretrained(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert set(saved) == {name for name, _ in model.named_parameters()}
+
+
+def test_lora_on_mxfp4_experts_trains_and_its_merge_is_proven(tmp_path):
+    """Only the experts that are named differ from what was packed."""
+    base = save_mxfp4_checkpoint(tmp_path / "base")
+    targets = ("--lora_target_modules", "[q_proj]", "--lora_dropout", "0")
+    experts = ("--lora_target_parameters", "[mlp.experts.down_proj]")
+    config = configured(tmp_path, base, *targets, *experts)
+    train(config)
+    out = tmp_path / "out"
+    adapter = load_file(out / "adapter_model.safetensors")
+    sides = {name: value for name, value in adapter.items() if ".experts." in name}
+    assert sides
+    assert all(value.any() for value in sides.values())
+    lines = read_json_lines(out / "metrics.jsonl")
+    trained = [line["eval_loss"] for line in lines if "eval_loss" in line][-1]
+    assert evaluate(config, which="adapter").scores["eval_loss"] == trained
+    merged = merge(config, dtype="float32")
+    assert merged.report.passed
+    assert "quantization_config" not in json.loads((merged.folder / "config.json").read_text())
+    weights = load_file(merged.folder / "model.safetensors")
+    for name, weight in stood_for(base).items():
+        assert torch.equal(weights[name], weight) == name.endswith("gate_up_proj"), name
