@@ -34,7 +34,7 @@ help:
 	@echo "make check       ruff, mypy, import-linter, pytest: what CI runs"
 	@echo "make develop     the environment for working on newtune, in $(VENV)"
 	@echo "make install-gptq  what GPTQ bases need, beside an installed newtune, in $(VENV)"
-	@echo "make test-quantised  make install-gptq, and the tests of GPTQ bases and of AWQ against gptqmodel"
+	@echo "make test-quantised  make install-gptq, and the tests of packed bases, slow ones too"
 	@echo "make format      let ruff rewrite what it can"
 	@echo "make parity      compare runs on two processes with one, and write docs/parity.md"
 	@echo "make support     run every model family through every column of docs/support.md"
@@ -121,7 +121,8 @@ unit:
 
 # Apart from the rest: with these packages installed, every process that imports PEFT imports them.
 test-quantised: develop install-gptq
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) tests/invariants/test_packed_bases.py tests/unit/model/test_packed.py
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $(JOBS) -m "not gpu" \
+	  tests/invariants/test_packed_bases.py tests/unit/model/test_packed.py
 
 parity: develop
 	NEWTUNE_PARITY=$(CURDIR)/docs/parity.md OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not gpu" tests/distributed

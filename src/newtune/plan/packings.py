@@ -102,8 +102,8 @@ TORCHAO_BITS: Mapping[str, Callable[[Stored], int]] = {
 }
 """torchao's kinds whose codes lie in the files one by one → bits of a code."""
 TORCHAO_REFUSED: Mapping[str, str] = {
-    "Activation": "which rounds what goes into its layers as well, and has no gradient",
-    "Int4WeightOnly": "which packs for one kernel on a GPU, and has no gradient",
+    "Activation": "which rounds what goes into its layers as well",
+    "Int4WeightOnly": "which packs for one kernel on a GPU",
     "FqnToConfig": "which stores layers in several kinds",
 }
 """Part of a kind's name → why a base of that kind is refused."""

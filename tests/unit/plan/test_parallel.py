@@ -143,9 +143,10 @@ def test_a_base_in_eight_bit_is_not_sharded() -> None:
     config = valid(fsdp_config={"offload_params": True})
     with pytest.raises(ConfigError, match="cannot shard a base in 8 bit"):
         plan_parallel(config, TWO, Ledger(), quantization=QuantizationPlan(8, {}))
-    packed = QuantizationPlan(4, {}, stored=True, method="gptq")
-    with pytest.raises(ConfigError, match="packed layers of a base by gptq"):
-        plan_parallel(config, TWO, Ledger(), quantization=packed)
+    for method in ("gptq", "awq", "torchao"):
+        packed = QuantizationPlan(4, {}, stored=True, method=method)
+        with pytest.raises(ConfigError, match=f"packed layers of a base by {method}"):
+            plan_parallel(config, TWO, Ledger(), quantization=packed)
 
 
 @pytest.mark.parametrize(
