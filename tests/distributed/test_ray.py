@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from breaking import lines, started
 from launching import Bench, differences, environment, run
 from newtune.plan.attention import is_installed
 
@@ -59,25 +59,21 @@ def test_an_error_of_the_users_comes_back(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_process_that_dies_is_named(tmp_path: Path) -> None:
-    config = Bench.new(tmp_path).config(
-        "long", **{**CASE, **RAY, "num_epochs": 400}, hang_timeout_seconds=20
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "newtune.cli.train", str(config)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = tmp_path / "long" / "metrics.jsonl"
-    while not (metrics.is_file() and metrics.read_text()):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
-    os.kill(trainer_of_rank(config, "1"), signal.SIGKILL)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 75, said[-4000:]
-    assert "process 1 on" in said
+def test_a_process_that_dies_is_named_and_the_run_goes_on_by_itself(tmp_path: Path) -> None:
+    bench = Bench.new(tmp_path)
+    long = {**CASE, "num_epochs": 12, "save_steps": 4, "save_strategy": None}
+    bench.train(2, [bench.config("whole", **long)])
+    config = bench.config("killed", **long, **RAY, hang_timeout_seconds=20)
+    command = [sys.executable, "-m", "newtune.cli.train", str(config), "--max-restarts", "1"]
+    with started(command, tmp_path / "said") as launch:
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        launch.wait_until(lambda: lines(metrics) >= 6, "six steps")
+        os.kill(trainer_of_rank(config, "1"), signal.SIGKILL)
+        assert launch.end() == 0, launch.said[-4000:]
+    assert "process 1 on" in launch.said
+    assert "all processes start again from the last checkpoint (1 left)" in launch.said
+    assert bench.lines("whole")[-1] == bench.lines("killed")[-1]
+    assert set(differences(bench, "whole", "killed").values()) == {0.0}
 
 
 def trainer_of_rank(config: Path, rank: str) -> int:

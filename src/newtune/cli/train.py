@@ -5,7 +5,7 @@ Started by itself it starts one process per GPU; each of them comes here again.
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,7 @@ def start_on_ray(config: "RunConfig", asked: Asked, words: list[str]) -> int:
     from newtune.plan.attention import is_installed
     from newtune.plan.processes import ray_workers
 
-    if given := asked.given():
+    if given := replace(asked, max_restarts=None).given():
         raise SetupError(
             f"{given[0]}: with `use_ray` it is Ray that starts the processes: give "
             "`ray_num_workers` and `resources_per_worker`, or leave `use_ray` out."
@@ -80,7 +80,8 @@ def start_on_ray(config: "RunConfig", asked: Asked, words: list[str]) -> int:
     workers = ray_workers(config)
     assert workers is not None
     folder = Path(config.output.output_dir) / "ray"
-    plan = RayLaunch(workers.count, workers.resources, workers.run_name, folder)
+    restarts = asked.max_restarts or 0
+    plan = RayLaunch(workers.count, workers.resources, workers.run_name, folder, restarts)
     return launch_on_ray(plan, words)
 
 

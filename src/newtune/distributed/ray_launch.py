@@ -20,7 +20,7 @@ from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
-from newtune.distributed.launch import ending
+from newtune.distributed.launch import NOT_TRIED_AGAIN, ending
 from newtune.distributed.watch import FAILED, INTERRUPTED, LOST_PROCESS, USER_ERROR
 from newtune.errors import SetupError
 from newtune.logs import logger
@@ -41,6 +41,7 @@ class RayLaunch:
     name: str | None
     folder: Path
     """Where Ray keeps its notes of the run."""
+    max_restarts: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,28 +72,43 @@ def launch_on_ray(plan: RayLaunch, words: Sequence[str]) -> int:
         there = ray.cluster_resources()
         plan = replace(plan, resources=plan.resources or usual_resources(plan.workers, there))
         require_resources(plan, there)
-        return exit_code(_run(plan, words))
-    except TrainingFailedError as error:
-        logger.error("Ray lost a worker: %s", error)
-        return LOST_PROCESS
+        return _run_again_and_again(plan, words)
     finally:
         ray.shutdown()
 
 
-def _run(plan: RayLaunch, words: Sequence[str]) -> list[Ended]:
-    trainer = TorchTrainer(
+def _run_again_and_again(plan: RayLaunch, words: Sequence[str]) -> int:
+    for start in range(plan.max_restarts + 1):
+        code = _run(plan, words, start)
+        left = plan.max_restarts - start
+        if code in (0, *NOT_TRIED_AGAIN) or not left:
+            break
+        logger.warning("all processes start again from the last checkpoint (%d left)", left)
+    return code
+
+
+def _run(plan: RayLaunch, words: Sequence[str], start: int) -> int:
+    try:
+        ended: list[Ended] = _trainer(plan, words, start).fit().return_value
+    except TrainingFailedError as error:
+        logger.error("Ray lost a worker: %s", error)
+        return LOST_PROCESS
+    return exit_code(ended)
+
+
+def _trainer(plan: RayLaunch, words: Sequence[str], start: int) -> TorchTrainer:
+    name = plan.name if plan.name is None or not start else f"{plan.name}-restart-{start}"
+    return TorchTrainer(
         run_process,
-        train_loop_config={"words": list(words), "folder": str(Path.cwd())},
+        train_loop_config={"words": list(words), "folder": str(Path.cwd()), "start": start},
         scaling_config=ScalingConfig(
             num_workers=plan.workers,
             use_gpu=plan.resources.get("GPU", 0) > 0,
             resources_per_worker=dict(plan.resources),
         ),
         torch_config=TorchConfig(backend="gloo", timeout_s=WAIT_SECONDS),
-        run_config=RunConfig(name=plan.name, storage_path=str(plan.folder.resolve())),
+        run_config=RunConfig(name=name, storage_path=str(plan.folder.resolve())),
     )
-    ended: list[Ended] = trainer.fit().return_value
-    return ended
 
 
 def run_process(work: Mapping[str, Any]) -> list[Ended]:
@@ -102,7 +118,7 @@ def run_process(work: Mapping[str, Any]) -> list[Ended]:
         env={
             **os.environ,
             "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_RESTART_COUNT": str(work["start"]),
         },
         cwd=work["folder"],
         stderr=subprocess.PIPE,

@@ -5,7 +5,8 @@ processes read what all have written, the others what those two found. Nobody wa
 for a process that is gone.
 
     lives   its thread writes: it was not killed or stopped, its machine can be reached
-    moves   its main thread comes to the next phase; where a phase is long by nature, it computes
+    moves   its main thread comes to the next phase; where a phase is long by nature, it computes,
+            or the process reads or writes files
 """
 
 import json
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -30,7 +32,7 @@ Phase = Literal[
     "prepare", "load", "data", "forward", "backward", "update", "collective", "evaluate", "save"
 ]
 PATIENT = frozenset({"prepare", "load", "evaluate", "save"})
-"""Phases that may be long: there a process moves as long as its main thread computes."""
+"""Phases that may be long: there a process moves as long as it computes, reads or writes."""
 LONGEST_INTERVAL = 2.0
 INTERVALS = 10
 """The store is written and read at least so often within the timeout."""
@@ -54,7 +56,7 @@ class Report:
     moves: int = 0
     """Phases since the step began: alike on every process that stands at the same place."""
     work: float | None = None
-    """Seconds that the main thread computed, in a phase that may be long."""
+    """What grows while the process works, in a phase that may be long (`work_done`)."""
     ended: int | None = None
     """Exit code of a process that has left."""
     error: str = ""
@@ -214,7 +216,7 @@ class Watch:
         self._beat += 1
         report = replace(self._report, beat=self._beat)
         if report.phase in PATIENT or self._in_first_step(report):
-            report = replace(report, work=round(main_thread_seconds(), 2))
+            report = replace(report, work=round(work_done(), 2))
         meeting.store.set(f"at/{meeting.rank}", json.dumps(asdict(report)))
         if self._alarmed.is_set():
             meeting.store.set("alarm", "")
@@ -266,6 +268,19 @@ def watched_by(rank: int, size: int) -> list[int]:
     """Return whom a process watches: two of them all, the others those two."""
     watchers = sorted({0, size // 2})
     return list(range(size)) if rank in watchers else watchers
+
+
+def work_done() -> float:
+    """Return seconds that the main thread computed, and 10 MB that the process read or wrote."""
+    if sys.platform != "linux":
+        return main_thread_seconds()
+    return main_thread_seconds() + bytes_moved(Path("/proc/self/io").read_text()) / 1e7
+
+
+def bytes_moved(counts: str) -> int:
+    """Return how much a process had read from storage and written to it, by Linux's counts."""
+    named = dict(line.split(": ") for line in counts.splitlines())
+    return int(named["read_bytes"]) + int(named["write_bytes"])
 
 
 def main_thread_seconds() -> float:

@@ -13,7 +13,9 @@ from newtune.distributed.watch import (
     Report,
     Verdict,
     Watch,
+    bytes_moved,
     watched_by,
+    work_done,
 )
 
 LIMIT = 10.0
@@ -70,6 +72,14 @@ def test_who_waits_for_one_that_computes_is_left_alone() -> None:
         (now, {0: replace(saves, beat=int(now)), 1: alive(THERE, int(now))}) for now in (0, 11)
     ]
     assert judged(*stuck) is not None
+
+
+def test_who_waits_for_a_disk_works() -> None:
+    counts = "rchar: 70\nwchar: 80\nread_bytes: 4096\nwrite_bytes: 8192\ncancelled_write_bytes: 1"
+    assert bytes_moved(counts) == 4096 + 8192
+    before = work_done()
+    sum(range(10**6))
+    assert work_done() > before
 
 
 def test_who_has_left_is_not_missed_and_who_failed_is_named_at_once() -> None:
