@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from newtune.data.batches import BatchLayout
 from newtune.data.counts import DatasetCounts
+from newtune.data.layout import BatchLayout
 from newtune.data.stream.blocks import Block, BlockReader, Laid, Origin
 from newtune.data.stream.state import SourceCounts, StreamState, token_shares
 from newtune.plan.parts import StepPlan

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from newtune.config.run import RunConfig
-from newtune.data.batches import BatchLayout
 from newtune.data.build import Limits, check_ends
 from newtune.data.counts import DatasetCounts
+from newtune.data.layout import BatchLayout
 from newtune.data.packing import PackingOptions
 from newtune.data.prepare import PreparedData, packing_of, pad_id_of, prepare_held_out
 from newtune.data.reading import limits_of, template_to_save

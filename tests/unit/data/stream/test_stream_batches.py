@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
-from newtune.data.batches import BatchLayout
+from newtune.data.layout import BatchLayout
 from newtune.data.stream.batches import StreamedBatches
 from newtune.errors import DataError
 from newtune.plan.parts import StepPlan
