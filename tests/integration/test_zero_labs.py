@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launching import run, torchrun
+import forks
+from launching import environment, run
 from newtune.run_dir import RunDir, read_json_lines
 from newtune.training.checkpoint import damage_of, saved_shapes
 from tiny import save_tiny_checkpoint
@@ -43,8 +44,9 @@ def losses(folder: Path) -> list[float]:
     ["fft_zero3.yaml", pytest.param("zero3_lora.yaml", marks=pytest.mark.slow)],
 )
 def test_a_lab_runs_on_two_processes(tmp_path: Path, words: list[str], recipe: str) -> None:
-    train = ("-m", "newtune.cli.train", str(RECIPES / recipe))
-    run(torchrun(2, *train, *words, "--logging_steps", "1"))
+    train = ("-m", "newtune.cli.train", RECIPES / recipe, *words, "--logging_steps", "1")
+    log = tmp_path / "said"
+    assert forks.python(2, *train, environment=environment(), log=log) == 0, log.read_text()
     assert damage_of(tmp_path / "out" / "checkpoint-3") is None
     assert saved_shapes(tmp_path / "out")
     first, *_, last = losses(tmp_path / "out")
