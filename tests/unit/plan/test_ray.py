@@ -67,6 +67,6 @@ def test_the_exit_code_that_says_most_comes_back(capsys: pytest.CaptureFixture[s
     lost, own = launch.Ended(0, "a", 75, "gone"), launch.Ended(1, "b", 2, "error: no such file")
     assert launch.exit_code([launch.Ended(0, "a", 0, "")]) == 0
     assert launch.exit_code([lost, own]) == 2
-    assert capsys.readouterr().err == "error: no such file\n"
+    assert capsys.readouterr().err.endswith("error: no such file\n")
     assert launch.exit_code([lost]) == 75
     assert launch.exit_code([launch.Ended(0, "a", -9, "")]) == 1
