@@ -52,6 +52,8 @@ def trainable(model):
     ("phi3", {"target_modules": ("qkv_proj", "gate_up_proj"), "init": "olora"}),
     ("gpt2", {"target_modules": ("c_attn",), "fan_in_fan_out": True}),
     ("gemma3_text", {"target_modules": LINEAR}),
+    ("phimoe", {"target_modules": LINEAR[:4], "target_parameters": ("mlp.router.weight",)}),
+    ("mixtral", {"target_modules": ("q_proj", "gate")}),
 ])  # fmt: skip
 def test_the_count_equals_pefts_own(tmp_path, family, change):
     plan = AdapterPlan(**{**PLAN, **change})

@@ -13,10 +13,13 @@ from newtune.hub import HubError
 from newtune.model.classes import library_class
 from newtune.model.head import head_name, takes_positions
 from newtune.model.overrides import override_config
+from newtune.model.peft_names import taken_for_experts
 from newtune.model.sources import cannot_load, find_source
 from newtune.model.stored_names import stored_names
 from newtune.plan.parts import Dtype, ModelFacts
 
+ROUTERS = ("Router", "TopKGating", "MoEV1Gate")
+"""How classes of transformers are called at their end that choose experts."""
 _DTYPES: Mapping[Any, Dtype] = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
@@ -71,6 +74,8 @@ def read_model_facts(
         attentions=_attentions(model),
         tensor_plan=dict(model.tp_plan),
         rotary_kinds=_rotary_kinds(text),
+        routers=_routers(model),
+        taken_for_experts=taken_for_experts(model),
         stored_names=stored_names(model),
         **_heads(text),
     )
@@ -202,3 +207,18 @@ def _linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
         elif isinstance(module, Conv1D):
             modules[name] = (module.nx, module.nf)
     return modules
+
+
+def _routers(model: nn.Module) -> dict[str, bool]:
+    """Return the layers that are, or belong to, a module that chooses experts.
+
+    One that is a linear layer itself returns its choice besides, which a LoRA cannot be added to.
+    """
+    return {
+        ".".join(filter(None, (name, inner))): layer is not module
+        or not isinstance(layer, nn.Linear)
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith(ROUTERS)
+        for inner, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) or "weight" in dict(layer.named_parameters(recurse=False))
+    }

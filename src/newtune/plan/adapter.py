@@ -35,7 +35,7 @@ def plan_adapter(
         ledger.decide(
             "adapter.target_modules",
             targets,
-            "lora_target_linear: every linear layer but the output head",
+            f"lora_target_linear: every linear layer but the output head{_or_routers(facts)}",
         )
         _say_what_is_left_out(facts, ledger, named=bool(keys.lora_target_parameters))
     return AdapterPlan(
@@ -69,12 +69,28 @@ def _say_what_is_left_out(facts: ModelFacts, ledger: Ledger, *, named: bool) -> 
             f"lora_target_linear leaves out {', '.join(left_out)}: a state-space kernel reads "
             "their weights without calling them, so that a LoRA would have no effect"
         )
+    routers = sorted({name.rpartition(".")[2] for name in facts.routers})
+    if routers:
+        ledger.notice(
+            f"lora_target_linear leaves out what chooses the experts ({', '.join(routers)}): few "
+            "changes of it would send tokens to experts that never saw such"
+        )
+    taken = sorted({name.rpartition(".")[2] for name in facts.taken_for_experts})
+    if taken:
+        ledger.notice(
+            f"lora_target_linear leaves out {', '.join(taken)} of dense layers and shared experts: "
+            f"PEFT takes these names for the experts of a {facts.model_type} model"
+        )
     experts = expert_parameters(facts)
     if experts and not named:
         ledger.notice(
             f"lora_target_linear leaves out the experts, which are parameters and no layers: "
             f"`lora_target_parameters: [{', '.join(experts)}]` adapts them, with `lora_dropout: 0`"
         )
+
+
+def _or_routers(facts: ModelFacts) -> str:
+    return " and the routers of experts" if facts.routers else ""
 
 
 def _asks_for_loftq(keys: PeftSection | None) -> bool:

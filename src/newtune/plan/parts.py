@@ -46,6 +46,10 @@ class ModelFacts:
     """Attention heads, and those of keys and values; None where the config does not name them."""
     rotary_kinds: frozenset[str] = frozenset()
     """transformers' names of how its rotary embeddings are scaled (`linear`); empty = has none."""
+    routers: Mapping[str, bool] = field(default_factory=dict)
+    """Dotted name of each layer that chooses experts → whether a LoRA can be put beside it."""
+    taken_for_experts: frozenset[str] = frozenset()
+    """Linear layers in whose place PEFT would adapt the experts, by their names."""
     stored_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter → its names in a checkpoint's files, where they are others; `*` is any number."""
 

@@ -182,6 +182,8 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
     values["model_facts"].pop("parameter_shapes")
     values["model_facts"].pop("linear_modules")
     values["model_facts"].pop("stored_names")
+    values["model_facts"].pop("routers")
+    values["model_facts"].pop("taken_for_experts")
     values["training"]["steps"]["total_steps"] = plan.training.steps.total_steps
     values["training"]["steps"]["rows_per_step"] = plan.training.steps.rows_per_step
     return {key: _plain(value) for key, value in values.items()}

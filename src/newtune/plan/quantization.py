@@ -57,7 +57,7 @@ def plan_quantization(
         "bnb_4bit_compute_dtype": precision.autocast or precision.frozen_weights,
         **options,
     }
-    plain = sorted(read_directly(facts))
+    plain = sorted(read_directly(facts) | facts.routers.keys() & facts.linear_modules.keys())
     if plain or "llm_int8_skip_modules" in arguments:  # they replace what is left out by itself
         given = arguments.get("llm_int8_skip_modules", ())
         arguments["llm_int8_skip_modules"] = [*given, *plain, facts.head_name]

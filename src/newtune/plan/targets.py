@@ -18,7 +18,8 @@ def resolve_targets(
 ) -> tuple[str, ...] | str:
     """Return the target modules for PEFT: last parts of names, full names, or one regex.
 
-    `all_linear` means every linear layer but the output head; given `modules` are added to it.
+    `all_linear` means every linear layer but the output head and routers of experts; given
+    `modules` are added to it.
 
     Raises:
         ModelError: nothing is targeted, or a given name matches no module; lists what there is.
@@ -28,9 +29,13 @@ def resolve_targets(
         if not found and not any(_ends_with(name, [modules]) for name in module_names(facts)):
             raise ModelError(_no_match(facts, modules))
         _require_called(facts, found or [modules])
+        _require_adaptable(facts, found or [modules])
+        _require_not_taken_for_experts(facts, found or [modules])
         return modules if found else (modules,)
     given = [modules] if isinstance(modules, str) else list(modules or ())
     _require_called(facts, given)
+    _require_adaptable(facts, given)
+    _require_not_taken_for_experts(facts, given)
     for name in given:
         if not any(_ends_with(module, [name]) for module in module_names(facts)):
             raise ModelError(_no_match(facts, name))
@@ -135,9 +140,36 @@ def _require_called(facts: ModelFacts, targets: Sequence[str]) -> None:
             )
 
 
+def _require_adaptable(facts: ModelFacts, targets: Sequence[str]) -> None:
+    for name, adaptable in facts.routers.items():
+        if not adaptable and _ends_with(name, targets):
+            raise ModelError(
+                f"lora_target_modules: `{_last(name)}` chooses the experts of this "
+                f"{facts.model_type} model and returns its choice: no LoRA can be put beside it. "
+                f"Leave it out, or give `lora_target_parameters: [{_weight_of(name)}]`."
+            )
+
+
+def _require_not_taken_for_experts(facts: ModelFacts, targets: Sequence[str]) -> None:
+    for name in sorted(facts.taken_for_experts):
+        if _ends_with(name, targets):
+            experts = ", ".join(expert_parameters(facts))
+            raise ModelError(
+                f"lora_target_modules: PEFT takes `{_last(name)}` of {facts.model_type} models for "
+                "its experts, as they were called once, and would leave dense layers and shared "
+                f"experts of that name as they are. Name the experts themselves: "
+                f"`lora_target_parameters: [{experts}]`, with `lora_dropout: 0`."
+            )
+
+
+def _weight_of(module: str) -> str:
+    """Return a module's weight as `lora_target_parameters` takes it, for all layers alike."""
+    return f"{'.'.join(module.split('.')[-2:])}.weight"
+
+
 def _linear_targets(facts: ModelFacts) -> list[str]:
     """Return last parts of names; full names where a layer that is left out is called the same."""
-    left_out = {facts.head_name, *read_directly(facts)}
+    left_out = {facts.head_name, *read_directly(facts), *facts.routers, *facts.taken_for_experts}
     taken = {_last(name) for name in left_out}
     inner = [name for name in facts.linear_modules if name not in left_out]
     return [name if _last(name) in taken else _last(name) for name in inner]
