@@ -21,11 +21,10 @@ from newtune.data.collate import collate
 from newtune.model.head import compute_loss_sum, install_head
 from newtune.model.load import unfreeze
 from newtune.objectives.causal_lm import causal_lm_loss
+from newtune.plan.facts import DataFacts, ModelFacts
 from newtune.plan.parts import (
     AdapterPlan,
-    DataFacts,
     EvaluationPlan,
-    ModelFacts,
     ModelPlan,
     OptimizerPlan,
     OutputPlan,

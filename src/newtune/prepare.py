@@ -18,7 +18,8 @@ from newtune.model.adapters import read_adapter
 from newtune.model.facts import read_model_facts, read_skeleton
 from newtune.model.tokenizer import load_tokenizer, new_token_ids
 from newtune.outputs.save import with_template
-from newtune.plan.parts import ModelFacts, Plan
+from newtune.plan.facts import ModelFacts
+from newtune.plan.parts import Plan
 from newtune.plan.plan import ModelSide, make_plan, plan_model_side
 from newtune.training.feed import TrainingData
 from newtune.training.optim import check_optimizer

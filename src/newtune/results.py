@@ -33,7 +33,8 @@ from newtune.outputs.load import (
 from newtune.outputs.merge import Merged, merge_adapter, require_mergeable
 from newtune.outputs.report import report_run
 from newtune.outputs.requantize import Form, quantize_merged
-from newtune.plan.parts import Dtype, Plan
+from newtune.plan.facts import Dtype
+from newtune.plan.parts import Plan
 from newtune.prepare import (
     model_side,
     prepare,

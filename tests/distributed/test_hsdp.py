@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from launching import LORA, TOLERANCE, Bench, Pairs, assert_goes_on, matrix, measures_all
-from newtune.plan.parts import MeshPlan
+from newtune.plan.sharing import MeshPlan
 from newtune.training.checkpoint import saved_shapes
 
 pytestmark = pytest.mark.xdist_group("hsdp")  # they share a launch on four processes

@@ -33,7 +33,7 @@ from newtune.data.system import shared_system_message
 from newtune.data.tokenize import TextEncoder
 from newtune.errors import DataError
 from newtune.logs import logger, notice
-from newtune.plan.parts import DataFacts
+from newtune.plan.facts import DataFacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

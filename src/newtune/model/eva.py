@@ -12,7 +12,8 @@ from torch import Tensor
 from newtune.errors import ModelError
 from newtune.logs import notice
 from newtune.model.head import compute_loss_sum
-from newtune.plan.parts import AdapterPlan, Dtype
+from newtune.plan.facts import Dtype
+from newtune.plan.parts import AdapterPlan
 from newtune.types import IGNORE_INDEX, Batch
 
 MOST_BATCHES = 64

@@ -16,7 +16,7 @@ from newtune.model.overrides import override_config
 from newtune.model.peft_names import taken_for_experts
 from newtune.model.sources import cannot_load, find_source
 from newtune.model.stored_names import stored_names
-from newtune.plan.parts import Dtype, ModelFacts
+from newtune.plan.facts import Dtype, ModelFacts
 
 ROUTERS = ("Router", "TopKGating", "MoEV1Gate")
 """How classes of transformers are called at their end that choose experts."""

@@ -47,7 +47,8 @@ from newtune.outputs.verify import (
     read_reference,
     with_base,
 )
-from newtune.plan.parts import Dtype, PlacementPlan, QuantizationPlan
+from newtune.plan.facts import Dtype
+from newtune.plan.parts import PlacementPlan, QuantizationPlan
 from newtune.run_dir import ADAPTER_WEIGHTS, FULL_WEIGHTS, RunDir, write_json
 
 

@@ -24,7 +24,7 @@ from newtune.model.adapters import MUTATING_INITS
 from newtune.model.head import LoraOutputHead, OutputHead, head_name
 from newtune.outputs.base_files import BaseFiles
 from newtune.outputs.shards import NeedsWholeModel, ShardWriter
-from newtune.plan.parts import Dtype
+from newtune.plan.facts import Dtype
 
 MOST_SHARD_BYTES = 2_000_000_000
 """Of a file that is written; with one widened layer beside it, the most that is in memory."""

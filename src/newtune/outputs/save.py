@@ -28,7 +28,8 @@ from newtune.outputs.staging import (
     require_space,
     staging_folder,
 )
-from newtune.plan.parts import Dtype, Plan
+from newtune.plan.facts import Dtype
+from newtune.plan.parts import Plan
 from newtune.run_dir import ADAPTER_WEIGHTS, MANIFEST, write_json
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -30,7 +30,8 @@ from newtune.outputs.predictions import (
     choose_examples,
     trained_logits,
 )
-from newtune.plan.parts import Dtype, Method, QuantizationPlan
+from newtune.plan.facts import Dtype
+from newtune.plan.parts import Method, QuantizationPlan
 from newtune.types import Example
 
 VERIFICATION = "verification.json"

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from newtune.config.adapter import PeftSection
 from newtune.config.run import RunConfig
+from newtune.plan.facts import ModelFacts
 from newtune.plan.given import as_layers, as_tuple, given
 from newtune.plan.ledger import Ledger
-from newtune.plan.parts import AdapterPlan, ModelFacts
+from newtune.plan.parts import AdapterPlan
 from newtune.plan.targets import expert_parameters, read_directly, resolve_targets
 
 

@@ -6,7 +6,7 @@ from importlib import metadata
 
 from newtune.errors import SetupError
 from newtune.lookup import did_you_mean
-from newtune.plan.parts import ModelFacts
+from newtune.plan.facts import ModelFacts
 
 PACKED_ATTENTION = "newtune_packed"
 """Our own attention per packed example (`kernels/packed_attention.py`)."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from newtune.config.run import RunConfig
 from newtune.errors import ConfigError, Problem
 from newtune.plan.attention import PROVEN_FAMILIES
-from newtune.plan.parts import ModelFacts
+from newtune.plan.facts import ModelFacts
 
 KEY = "context_parallel_size"
 ATTENTIONS = ("newtune_packed", "sdpa", "xformers", "flash_attention_2", "flash_attention_3",

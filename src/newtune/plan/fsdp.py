@@ -10,7 +10,8 @@ from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
 from newtune.plan.mesh import HYBRID
-from newtune.plan.parts import AdapterPlan, FsdpPlan, QuantizationPlan
+from newtune.plan.parts import AdapterPlan, QuantizationPlan
+from newtune.plan.sharing import FsdpPlan
 
 SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Those whose arithmetic is element by element, by torch's own operators."""

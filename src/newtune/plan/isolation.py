@@ -6,7 +6,7 @@ What passes here is measured on the loaded model (`model/isolation.py`) before i
 from collections.abc import Mapping
 
 from newtune.errors import SetupError
-from newtune.plan.parts import ModelFacts
+from newtune.plan.facts import ModelFacts
 
 _STATE = "carries a state from token to token, which would leak from one example to the next"
 _LAYERS: Mapping[str, str] = {

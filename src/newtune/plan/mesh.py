@@ -8,8 +8,8 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
-from newtune.plan.parts import MeshPlan
 from newtune.plan.processes import ray_workers
+from newtune.plan.sharing import MeshPlan
 
 AXES: Mapping[str, str] = {
     "dp_replicate_size": "replicas",

@@ -5,11 +5,12 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.attention import Setting, choose_attention
+from newtune.plan.facts import ModelFacts
 from newtune.plan.family import family_of
 from newtune.plan.given import as_tuple
 from newtune.plan.isolation import refuse_leaking
 from newtune.plan.ledger import Ledger
-from newtune.plan.parts import ModelFacts, ModelPlan, PrecisionPlan
+from newtune.plan.parts import ModelPlan, PrecisionPlan
 from newtune.plan.precision import resolve_precision
 from newtune.plan.quantization import plan_quantization, unpacked_at_loading
 from newtune.plan.sequences import shares_sequences

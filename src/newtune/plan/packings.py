@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newtune.plan.parts import Method, ModelFacts
+from newtune.plan.facts import ModelFacts
+from newtune.plan.parts import Method
 
 Stored = Mapping[str, Any]
 """A checkpoint's own `quantization_config`."""

@@ -13,7 +13,7 @@ from typing import Any
 from newtune.config.load import config_from
 from newtune.distributed.world import World
 from newtune.errors import ConfigError
-from newtune.plan.parts import DataFacts, ModelFacts
+from newtune.plan.facts import DataFacts, ModelFacts
 from newtune.plan.plan import make_plan, plan_model_side
 
 ENGINES: Mapping[str, Mapping[str, Any]] = {

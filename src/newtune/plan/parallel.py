@@ -8,11 +8,13 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.context import require_shareable
+from newtune.plan.facts import ModelFacts
 from newtune.plan.fsdp import is_hybrid, plan_fsdp, require_shardable, section_of
 from newtune.plan.ledger import Ledger
 from newtune.plan.mesh import given_sizes, plan_mesh
-from newtune.plan.parts import AdapterPlan, MeshPlan, ModelFacts, ParallelPlan, QuantizationPlan
+from newtune.plan.parts import AdapterPlan, QuantizationPlan
 from newtune.plan.processes import placement_of_one
+from newtune.plan.sharing import MeshPlan, ParallelPlan
 from newtune.plan.tensor import plan_tensor
 
 DDP_OPTIONS = (

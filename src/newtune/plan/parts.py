@@ -1,80 +1,15 @@
 """What a plan consists of: frozen values for the engines, which never read the configuration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+from newtune.plan.facts import DataFacts, Dtype, ModelFacts
+from newtune.plan.sharing import ParallelPlan
+
 Method = Literal["bitsandbytes", "gptq", "awq", "torchao"]
 """Whose layers hold a quantised base while an adapter trains on it."""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What a checkpoint's config alone tells; counted on the meta device, no weights read."""
-
-    model_type: str
-    architecture: str
-    parameters: int
-    layers: int
-    hidden_size: int
-    vocab_size: int
-    max_positions: int | None
-    """Longest sequence the positions were trained for, RoPE scaling included; None if unlimited."""
-    checkpoint_dtype: Dtype | None
-    linear_modules: Mapping[str, tuple[int, int]]
-    """Dotted name → (in_features, out_features) of every linear layer, the output head included."""
-    head_name: str
-    """Dotted name of the output head (`lm_head`)."""
-    parameter_shapes: Mapping[str, tuple[int, ...]]
-    tied_embeddings: bool
-    stored_quantized: Mapping[str, Any] | None = None
-    """The checkpoint's own `quantization_config`; None for one stored plainly."""
-    layer_kinds: frozenset[str] = frozenset()
-    """transformers' names of the kinds of its layers (`full_attention`); empty = not told."""
-    stateful: bool = False
-    """Its class says that it carries a state from token to token."""
-    takes_positions: bool = True
-    """Its forward is told where in its example each token stands."""
-    attentions: frozenset[str] = frozenset({"sdpa", "flash_attention", "flex_attention", "own"})
-    """What its code can compute attention with beside eager; `own`: any registered function."""
-    tensor_plan: Mapping[str, str] = field(default_factory=dict)
-    """Pattern of module names → how tensor parallelism splits it, by transformers."""
-    heads: int | None = None
-    key_heads: int | None = None
-    """Attention heads, and those of keys and values; None where the config does not name them."""
-    rotary_kinds: frozenset[str] = frozenset()
-    """transformers' names of how its rotary embeddings are scaled (`linear`); empty = has none."""
-    routers: Mapping[str, bool] = field(default_factory=dict)
-    """Dotted name of each layer that chooses experts → whether a LoRA can be put beside it."""
-    taken_for_experts: frozenset[str] = frozenset()
-    """Linear layers in whose place PEFT would adapt the experts, by their names."""
-    stored_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Parameter → its names in a checkpoint's files, where they are others; `*` is any number."""
-
-
-ENDLESS = 1 << 62
-"""More sequences than any run has: an epoch of streamed data never ends."""
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the prepared data tells the plan; values only."""
-
-    train_examples: int
-    eval_examples: int
-    tokens: int
-    trained_tokens: int
-    eval_tokens: int
-    packs_in_epoch: Callable[[int], int]
-    """Sequences (packs, or examples when not packed) in epoch e, exact; epochs count from 0."""
-    packing_efficiency: float | None
-    """Share of the positions of epoch 0's packs that hold a token; None when not packed."""
-    streamed: bool = False
-    """Read while the run goes on: examples and tokens are unknown and stand at 0."""
-    sequence_tokens: float | None = None
-    """Streamed data: tokens of a sequence, as far as the first rows tell."""
 
 
 @dataclass(frozen=True)
@@ -205,98 +140,6 @@ class StepPlan:
     def total_steps(self) -> int:
         """Optimizer updates of the whole run."""
         return sum(self.steps_in_epoch)
-
-
-@dataclass(frozen=True)
-class FsdpPlan:
-    """How a model is sharded over the processes (FSDP2)."""
-
-    reshard_after_forward: bool = True
-    """Drop a layer's gathered parameters between forward and backward."""
-    offload: bool = False
-    """Parameters, gradients and optimizer state lie on the CPU."""
-    pin_memory: bool = False
-    wrap: Literal["layers", "size", "nothing"] = "layers"
-    """What is gathered as one piece: decoder layers, modules of some size, or the whole model."""
-    layer_classes: tuple[str, ...] = ()
-    """Empty = the decoder layers that the model's class names."""
-    least_parameters: int = 0
-    dtypes: Mapping[str, str] = field(default_factory=dict)
-    """param_dtype, reduce_dtype, output_dtype → torch's name; empty = those of the parameters."""
-    loads_once: bool = False
-    """Only the first process reads the weights, and hands them out piece by piece."""
-    writes_parts: bool = False
-    """Checkpoints hold weights and optimizer state as each process has them, not whole."""
-
-
-@dataclass(frozen=True)
-class MeshPlan:
-    """How processes are laid out; the sizes multiply to their number."""
-
-    replicas: int = 1
-    """Copies of the model: each has data of its own, gradients are averaged."""
-    shards: int = 1
-    """Processes that share the parameters of a copy (FSDP2); each has data of its own, too."""
-    context: int = 1
-    """Neighbouring processes that share every sequence: each computes a part of its tokens."""
-    tensor: int = 1
-    """Neighbouring processes that share every layer and compute the same rows together."""
-
-    @property
-    def sharers(self) -> int:
-        """Return how many neighbours have the same rows."""
-        return self.context * self.tensor
-
-
-@dataclass(frozen=True)
-class ZeroPlan:
-    """How DeepSpeed shares a model out."""
-
-    stage: Literal[1, 2, 3]
-    """Shared are the optimizer's state (1), gradients too (2), parameters too (3)."""
-    config: Mapping[str, Any]
-    """DeepSpeed's own configuration, with nothing left to fill."""
-    dtype: Dtype | None = None
-    """Weights are in this, and in float32 beside the optimizer's state; None = as loaded."""
-    offloads_parameters: bool = False
-    cpu_adam: bool = False
-    """The offloaded optimizer is DeepSpeed's own Adam, which it compiles on first use."""
-
-
-@dataclass(frozen=True)
-class ParallelPlan:
-    """How the processes of a run train one model."""
-
-    engine: Literal["none", "ddp", "fsdp2", "tensor", "zero"] = "none"
-    """ddp: every process holds the whole model, gradients are averaged. fsdp2: every process holds
-    a part of each parameter; with several copies of the model it is HSDP. tensor: every process
-    computes a part of each layer; `fsdp2` may do so, too (`mesh.tensor`). zero: DeepSpeed's ZeRO,
-    also on one process, which may offload."""
-    mesh: MeshPlan = field(default_factory=MeshPlan)
-    fsdp: FsdpPlan | None = None
-    tensor_styles: Mapping[str, str] = field(default_factory=dict)
-    """Pattern of module names → how it is split (`training/tensor.py`)."""
-    zero: ZeroPlan | None = None
-    backend: str | None = None
-    """How processes talk; None = nccl on GPUs, gloo on CPUs."""
-    timeout_seconds: int = 1800
-    hang_timeout_seconds: int = 600
-    """Within it the others end when one process dies or hangs; 0 = not watched."""
-    bucket_cap_mb: float | None = None
-    broadcast_buffers: bool | None = None
-    find_unused_parameters: bool = False
-
-    @property
-    def loads_once(self) -> bool:
-        """Tell whether only the first process reads the weights."""
-        return self.fsdp is not None and self.fsdp.loads_once
-
-    @property
-    def places_by_parts(self) -> bool:
-        """Tell whether the model is read on the CPU and goes to the device in parts."""
-        if self.zero is not None:
-            return self.zero.stage == 3
-        return self.engine in ("fsdp2", "tensor")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
+from newtune.plan.facts import ModelFacts
 from newtune.plan.ledger import Ledger
-from newtune.plan.parts import ModelFacts, ModelPlan
+from newtune.plan.parts import ModelPlan
 from newtune.plan.placement import Wish, plan_placement
 from newtune.plan.weights import memory_of
 

@@ -15,19 +15,12 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.adapter import plan_adapter
+from newtune.plan.facts import DataFacts, ModelFacts
 from newtune.plan.ledger import Ledger
 from newtune.plan.model import plan_family, plan_model, require_positions
 from newtune.plan.output import plan_output
 from newtune.plan.parallel import plan_parallel
-from newtune.plan.parts import (
-    AdapterPlan,
-    DataFacts,
-    ModelFacts,
-    ModelPlan,
-    Plan,
-    StepPlan,
-    TrainingPlan,
-)
+from newtune.plan.parts import AdapterPlan, ModelPlan, Plan, StepPlan, TrainingPlan
 from newtune.plan.placed import place
 from newtune.plan.processes import processes_of
 from newtune.plan.quantization import require_trainable

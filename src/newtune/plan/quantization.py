@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from newtune.errors import ConfigError, Problem
+from newtune.plan.facts import ModelFacts
 from newtune.plan.packings import PACKINGS, Stored
-from newtune.plan.parts import AdapterPlan, Method, ModelFacts, PrecisionPlan, QuantizationPlan
+from newtune.plan.parts import AdapterPlan, Method, PrecisionPlan, QuantizationPlan
 from newtune.plan.targets import read_directly
 from newtune.plan.weights import BYTES
 

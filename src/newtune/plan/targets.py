@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from newtune.errors import ModelError
-from newtune.plan.parts import AdapterPlan, ModelFacts
+from newtune.plan.facts import ModelFacts
+from newtune.plan.parts import AdapterPlan
 from newtune.plan.unfrozen import count_rows, is_unfrozen, tied_head, trained_rows
 
 

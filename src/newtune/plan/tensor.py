@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from newtune.config.run import RunConfig
 from newtune.errors import ConfigError, Problem
-from newtune.plan.parts import AdapterPlan, FsdpPlan, MeshPlan, ModelFacts, QuantizationPlan
+from newtune.plan.facts import ModelFacts
+from newtune.plan.parts import AdapterPlan, QuantizationPlan
+from newtune.plan.sharing import FsdpPlan, MeshPlan
 
 KEY = "tensor_parallel_size"
 STYLES = frozenset(

@@ -8,13 +8,12 @@ from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem
 from newtune.plan.attention import flattens
+from newtune.plan.facts import DataFacts
 from newtune.plan.ledger import Ledger
 from newtune.plan.parts import (
-    DataFacts,
     EvaluationPlan,
     LoraPlusPlan,
     OptimizerPlan,
-    ParallelPlan,
     SavePlan,
     SchedulePlan,
     StepPlan,
@@ -23,6 +22,7 @@ from newtune.plan.parts import (
 )
 from newtune.plan.restarts import plan_relora, plan_restarts
 from newtune.plan.sequences import shares_sequences
+from newtune.plan.sharing import ParallelPlan
 from newtune.plan.steps import cadence, resolve_batch_size, resolve_warmup, steps_of_epochs
 
 

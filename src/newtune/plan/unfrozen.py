@@ -6,8 +6,8 @@ from difflib import get_close_matches
 
 from newtune.config.unfrozen import Unfrozen, read_pattern
 from newtune.errors import ConfigError, Problem
+from newtune.plan.facts import ModelFacts
 from newtune.plan.ledger import Ledger
-from newtune.plan.parts import ModelFacts
 
 KEY = "unfrozen_parameters"
 Rows = tuple[tuple[int, int | None], ...]

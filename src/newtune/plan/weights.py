@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from newtune.plan.parts import ModelFacts, PrecisionPlan, QuantizationPlan
+from newtune.plan.facts import ModelFacts
+from newtune.plan.parts import PrecisionPlan, QuantizationPlan
 from newtune.plan.unfrozen import is_unfrozen, tied_head
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

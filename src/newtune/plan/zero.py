@@ -10,17 +10,16 @@ from newtune.config.deepspeed_file import PASSED_ON, read_deepspeed
 from newtune.config.run import RunConfig
 from newtune.distributed.world import World
 from newtune.errors import ConfigError, Problem, SetupError
+from newtune.plan.facts import ModelFacts
 from newtune.plan.ledger import Ledger
 from newtune.plan.parts import (
-    ModelFacts,
     OptimizerPlan,
-    ParallelPlan,
     PrecisionPlan,
     QuantizationPlan,
     SchedulePlan,
     StepPlan,
-    ZeroPlan,
 )
+from newtune.plan.sharing import ParallelPlan, ZeroPlan
 
 ZERO_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Those whose arithmetic is element by element, so that it does not matter who holds which."""

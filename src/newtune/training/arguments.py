@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from newtune.errors import SetupError
-from newtune.plan.parts import OptimizerPlan, ParallelPlan, Plan
+from newtune.plan.parts import OptimizerPlan, Plan
+from newtune.plan.sharing import ParallelPlan
 
 
 class OneDeviceArguments(TrainingArguments):

@@ -9,7 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from newtune.distributed.watch import Watch
 from newtune.errors import TrainingError
 from newtune.logs import notice
-from newtune.plan.parts import ENDLESS, EvaluationPlan, StepPlan, TrainingPlan
+from newtune.plan.facts import ENDLESS
+from newtune.plan.parts import EvaluationPlan, StepPlan, TrainingPlan
 from newtune.training.metrics import Meter
 
 

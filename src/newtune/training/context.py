@@ -12,7 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from newtune.distributed.group import Group
 from newtune.model.self_check import require_shared_loss
 from newtune.model.shared_sequence import SharedSequence
-from newtune.plan.parts import MeshPlan, Plan
+from newtune.plan.parts import Plan
+from newtune.plan.sharing import MeshPlan
 from newtune.training.checkpoint import Model
 from newtune.training.evaluation import LossSum
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from newtune.distributed.group import Group
-from newtune.plan.parts import ParallelPlan
+from newtune.plan.sharing import ParallelPlan
 from newtune.training.checkpoint import Model
 from newtune.training.engine import Engine, Replica
 from newtune.training.fsdp import FullySharded

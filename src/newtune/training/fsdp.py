@@ -39,7 +39,7 @@ from newtune.errors import ConfigError, Problem
 from newtune.model.head import base_model
 from newtune.model.quantization import layers_of_four_bits
 from newtune.model.shards import is_sharded
-from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
+from newtune.plan.sharing import FsdpPlan, MeshPlan, ParallelPlan
 from newtune.training.checkpoint import Model, load_weights
 from newtune.training.engine import Values
 from newtune.training.hand_out import HandOut

@@ -35,7 +35,7 @@ from transformers import Trainer
 from newtune.distributed.group import Group
 from newtune.distributed.world import name_as_the_only_process
 from newtune.model.quantization import layers_of_four_bits
-from newtune.plan.parts import ParallelPlan, ZeroPlan
+from newtune.plan.sharing import ParallelPlan, ZeroPlan
 from newtune.training.build_locks import clear_build_locks
 from newtune.training.checkpoint import Model, load_weights
 from newtune.training.engine import Values

@@ -9,9 +9,10 @@ from configs import problems, valid
 from newtune.config.idle import idle_keys
 from newtune.distributed.world import World
 from newtune.errors import ConfigError
+from newtune.plan.facts import ModelFacts
 from newtune.plan.ledger import Ledger
 from newtune.plan.parallel import plan_parallel
-from newtune.plan.parts import MeshPlan, ModelFacts, ParallelPlan
+from newtune.plan.sharing import MeshPlan, ParallelPlan
 
 TWO = World(0, 2, "cpu", 0, bf16_is_fast=False)
 FOUR = dataclasses.replace(TWO, size=4)

@@ -11,7 +11,7 @@ from newtune.errors import ConfigError
 from newtune.plan.ledger import Ledger
 from newtune.plan.mesh import require_processes
 from newtune.plan.parallel import plan_parallel
-from newtune.plan.parts import MeshPlan
+from newtune.plan.sharing import MeshPlan
 
 ONE = World(0, 1, "cpu", 0, bf16_is_fast=False)
 FOUR = dataclasses.replace(ONE, size=4, local_size=2)

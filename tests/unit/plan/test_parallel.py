@@ -12,7 +12,8 @@ from newtune.errors import ConfigError
 from newtune.plan.fsdp import DONE_BY_FSDP2
 from newtune.plan.ledger import Ledger
 from newtune.plan.parallel import hang_timeout_of, plan_parallel
-from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan, QuantizationPlan
+from newtune.plan.parts import QuantizationPlan
+from newtune.plan.sharing import FsdpPlan, MeshPlan, ParallelPlan
 from newtune.training.arguments import training_arguments
 from runs import TinyRun
 

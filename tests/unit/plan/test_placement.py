@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from newtune.distributed.world import World
 from newtune.errors import ConfigError
 from newtune.model.facts import build_on_meta
-from newtune.plan.parts import ModelFacts, PrecisionPlan, QuantizationPlan
+from newtune.plan.facts import ModelFacts
+from newtune.plan.parts import PrecisionPlan, QuantizationPlan
 from newtune.plan.placement import GIB, Wish, memory_bytes, plan_placement
 from newtune.plan.weights import bytes_in, memory_of
 

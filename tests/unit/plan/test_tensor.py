@@ -8,9 +8,11 @@ import pytest
 from configs import valid
 from newtune.distributed.world import World
 from newtune.errors import ConfigError
+from newtune.plan.facts import ModelFacts
 from newtune.plan.ledger import Ledger
 from newtune.plan.parallel import plan_parallel
-from newtune.plan.parts import AdapterPlan, MeshPlan, ModelFacts, ParallelPlan, QuantizationPlan
+from newtune.plan.parts import AdapterPlan, QuantizationPlan
+from newtune.plan.sharing import MeshPlan, ParallelPlan
 
 TWO = World(0, 2, "cpu", 0, bf16_is_fast=False)
 FOUR = dataclasses.replace(TWO, size=4)

@@ -13,7 +13,8 @@ from newtune.config.deepspeed_file import KNOWN, read_deepspeed, shipped
 from newtune.distributed.world import World
 from newtune.errors import ConfigError
 from newtune.plan.ledger import Ledger
-from newtune.plan.parts import ParallelPlan, PrecisionPlan, QuantizationPlan
+from newtune.plan.parts import PrecisionPlan, QuantizationPlan
+from newtune.plan.sharing import ParallelPlan
 from newtune.plan.zero import Known, asks_for_bf16, plan_zero, zero_precision
 from runs import TinyRun
 

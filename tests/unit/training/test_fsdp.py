@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
 from newtune.distributed.group import Group
 from newtune.errors import ConfigError
-from newtune.plan.parts import FsdpPlan, MeshPlan, ParallelPlan
+from newtune.plan.sharing import FsdpPlan, MeshPlan, ParallelPlan
 from newtune.training.fsdp import FullySharded, pieces
 from tiny import tiny_llama
 

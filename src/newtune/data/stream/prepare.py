@@ -26,7 +26,8 @@ from newtune.data.stream.plans import StreamPlan, plan_stream
 from newtune.data.stream.state import Position, SourceCounts
 from newtune.data.tokenize import TextEncoder
 from newtune.errors import DataError
-from newtune.plan.parts import ENDLESS, DataFacts, StepPlan
+from newtune.plan.facts import ENDLESS, DataFacts
+from newtune.plan.parts import StepPlan
 from newtune.types import IGNORE_INDEX, Example
 
 if TYPE_CHECKING:
