@@ -13,6 +13,7 @@ from launching import (
     Pairs,
     assert_goes_on,
     matrix,
+    relative,
     run,
     torchrun,
 )
@@ -24,10 +25,13 @@ HERE = Path(__file__).parent
 SHORT = {"num_epochs": 1, "learning_rate": 5e-3}
 """Adam makes of the rounding of a gradient near 0 a part of the rate: with 1e-2, one case of 16
 ended 1.1e-5 apart in its weights, where losses and gradients' norms were 2e-7 apart."""
-ALL = {case: {**values, **SHORT} for case, values in matrix("full", "LoRA", rows=1).items()}
+ALL = {
+    case: {**values, **SHORT} for case, values in matrix("full", "LoRA", "QLoRA", rows=1).items()
+}
 SHARED = {"context_parallel_size": 2}
 SHARDED = {**SHARED, "fsdp_config": {"reshard_after_forward": True}}
 SAVED = {**SAVING, **SHORT, **PACKED}
+ROUNDED = {**LORA, **PACKED, **SHORT, "bf16": True, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     for case, values in ALL.items():
         pairs.compare("CP", case, values, **SHARED)
         pairs.compare("CP × FSDP2", case, values, **SHARDED)
+    pairs.alone("one-bfloat16", **ROUNDED)
+    pairs.together("two-bfloat16", **ROUNDED, **SHARED)
     pairs.alone("one-saved", **SAVED)
     pairs.together("two-saved", **SAVED, **SHARED)
     on = {**SAVED, "resume_from_checkpoint": pairs.bench.checkpoint("two-saved")}
@@ -58,6 +64,14 @@ def test_a_run_goes_on_shared_or_not(pairs: Pairs) -> None:
     for folder in (".", "checkpoint-3"):
         one, two = (pairs.bench.root / f"{by}-saved" / folder for by in ("one", "two"))
         assert saved_shapes(one) == saved_shapes(two) != {}
+
+
+def test_in_bfloat16_the_losses_are_those_of_one_process_up_to_its_rounding(pairs: Pairs) -> None:
+    one, two = pairs.bench.lines("one-bfloat16"), pairs.bench.lines("two-bfloat16")
+    for left, right in zip(one, two, strict=True):
+        for key in left.keys() & {"loss", "eval_loss"}:
+            assert relative(right[key], left[key]) < 2**-8, (left, right)
+            assert right.get("tokens") == left.get("tokens")
 
 
 def test_both_processes_have_the_same_rows(pairs: Pairs) -> None:
