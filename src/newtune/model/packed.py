@@ -9,6 +9,7 @@ know; here they are a layer's plain buffers.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,6 +114,14 @@ class PackedQuantizer(HfQuantizer):
             model.set_submodule(name, PackedLinear(layer, buffers, form.unpack))
         return model
 
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **kwargs: Any
+    ) -> PreTrainedModel:
+        for layer in model.modules():
+            if isinstance(layer, PackedLinear):
+                _hold_as_bytes(layer)
+        return model
+
     def is_serializable(self) -> bool:
         """Say that it cannot be written: its config would name layers that nobody else has."""
         return False
@@ -121,6 +130,17 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Say that an adapter trains on it."""
         return True
+
+
+FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+
+
+def _hold_as_bytes(layer: PackedLinear) -> None:
+    """Let codes in float8 be bytes: gloo passes no float8 from one process to another."""
+    for name, tensor in list(layer.named_buffers(recurse=False)):
+        if tensor.dtype in FLOAT8:
+            layer.register_buffer(name, tensor.view(torch.uint8))
+            layer.unpack = partial(layer.unpack, kind=tensor.dtype)
 
 
 def _find_awq(quantizer: PackedQuantizer, model: PreTrainedModel, _: Sequence[str]) -> Found:

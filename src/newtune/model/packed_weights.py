@@ -55,11 +55,16 @@ def unpack_torchao(
     codes: Num[Tensor, "out in"],
     scales: Float[Tensor, "rows columns"],
     zeros: Num[Tensor, "rows columns"] | None = None,
+    *,
+    kind: torch.dtype | None = None,
 ) -> Float[Tensor, "out in"]:
     """Return scale × (code - zero) in the format of the scales, of codes of 8 bit each.
 
-    The weight is cut into as many equal blocks as there are scales, in rows and columns.
+    The weight is cut into as many equal blocks as there are scales, in rows and columns. `kind`:
+    what the bytes of the codes are, where they are held as bytes.
     """
+    if kind is not None:
+        codes = codes.view(kind)
     (rows, columns), (height, width) = scales.shape, codes.shape
     blocks = codes.to(scales.dtype).reshape(rows, height // rows, columns, width // columns)
     if zeros is not None:
