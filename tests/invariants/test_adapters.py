@@ -52,6 +52,9 @@ def trainable(model):
     ("phi3", {"target_modules": ("qkv_proj", "gate_up_proj"), "init": "olora"}),
     ("gpt2", {"target_modules": ("c_attn",), "fan_in_fan_out": True}),
     ("gemma3_text", {"target_modules": LINEAR}),
+    ("llama", {"modules_to_save": ("norm",)}),
+    ("llama", {"modules_to_save": ("model.layers.0.input_layernorm", "lm_head")}),
+    ("mixtral", {"target_parameters": ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")}),
     ("phimoe", {"target_modules": LINEAR[:4], "target_parameters": ("mlp.router.weight",)}),
     ("mixtral", {"target_modules": ("q_proj", "gate")}),
 ])  # fmt: skip

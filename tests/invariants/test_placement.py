@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
+from safetensors.torch import load_file
 from torch import nn
 
 from newtune.config.load import load_config
@@ -133,6 +134,7 @@ def dispatched(model: Any, devices: Mapping[str, Any]) -> Any:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.hf_device_map = dict(devices)
     dispatch_model(inner, dict(devices), force_hooks=True)
+    inner.hf_device_map = {name: number % 2 for number, name in enumerate(devices)}
     return model
 
 
@@ -150,6 +152,62 @@ def test_training_through_the_hooks_of_a_spread_model_gives_the_same_weights(
     assert any("_hf_hook" in vars(module) for module in trainer.network.modules())
     trainer.train()
     assert_same(weights(alone.network), weights(trainer.network))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora": True}, {}, {"unfrozen": ("^model.embed_tokens.weight$[:200]", "lm_head")}],
+    ids=["lora", "full", "rows"],
+)
+def test_a_spread_model_goes_on_from_a_checkpoint_bit_for_bit(
+    tmp_path: Path, changes: Mapping[str, Any]
+) -> None:
+    settings = {"dropout": 0.2, "accumulation": 2, "optimizer": {"weight_decay": 0.1}, **changes}
+    plain = TinyRun(tmp_path / "plain", **settings)
+    alone = plain.trainer()
+    alone.train()
+    saved = TinyRun(tmp_path / "saved", **settings, save={"at_steps": frozenset({2})})
+    places = dict.fromkeys(SPREAD, "cpu")
+    saved.trainer(dispatched(saved.model(), places)).train()
+    for model in (dispatched(saved.model(), places), saved.model()):  # and on one device
+        resumed = saved.trainer(model)
+        resumed.train(saved.root / "checkpoint-2")
+        assert_same(weights(resumed.network), weights(alone.network))
+
+
+def test_a_resumed_run_merges_over_cpu_and_disk_as_in_memory(runs: Runs) -> None:
+    keys = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(runs.root / "resumed")}
+    train(runs.config("lora", **keys))
+    whole = (runs.root / "resumed" / "adapter_model.safetensors").read_bytes()
+    train(
+        runs.config("lora", **keys, resume_from_checkpoint=str(runs.root / "resumed/checkpoint-1"))
+    )
+    assert (runs.root / "resumed" / "adapter_model.safetensors").read_bytes() == whole
+    here = merge(runs.config("lora", **keys))
+    expected = (here.folder / "model.safetensors").read_bytes()
+    placed = merge(runs.config("lora", **keys, device_map=SPREAD), overwrite=True)
+    assert placed.report.passed
+    assert (placed.folder / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.multi_gpu
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_over_two_gpus_a_run_goes_on_and_merges_as_on_one(tmp_path: Path, kind: str) -> None:
+    made = Runs(tmp_path)
+    found = []
+    for name, devices in (("one", None), ("two", "balanced")):
+        out = tmp_path / name
+        saving = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(out)}
+        keys = saving | ({"device_map": devices} if devices else {})
+        train(made.config(kind, **keys))
+        file = out / ("adapter_model.safetensors" if kind == "lora" else "model.safetensors")
+        whole = load_file(file)
+        train(made.config(kind, **keys, resume_from_checkpoint=str(out / "checkpoint-1")))
+        assert_same(load_file(file), whole)
+        found.append(load_file(file))
+        if kind == "lora":
+            assert merge(made.config(kind, **keys)).report.passed
+    assert_same(*found, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.multi_gpu

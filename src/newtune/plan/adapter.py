@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from newtune.config.adapter import PeftSection
 from newtune.config.run import RunConfig
+from newtune.plan.adapter_fit import require_fitting
 from newtune.plan.facts import ModelFacts
 from newtune.plan.given import as_layers, as_tuple, given
 from newtune.plan.ledger import Ledger
@@ -18,6 +19,7 @@ def plan_adapter(
 
     Raises:
         ModelError: a target matches nothing.
+        ConfigError: layers, modules or parameters that are not there.
     """
     keys = config.adapter
     if not keys.adapter:
@@ -39,7 +41,7 @@ def plan_adapter(
             f"lora_target_linear: every linear layer but the output head{_or_routers(facts)}",
         )
         _say_what_is_left_out(facts, ledger, named=bool(keys.lora_target_parameters))
-    return AdapterPlan(
+    adapter = AdapterPlan(
         kind="lora",
         rank=keys.lora_r,
         alpha=keys.lora_alpha,
@@ -61,6 +63,8 @@ def plan_adapter(
         read_on_cpu=on_cpu,
         repairs_quantization=_asks_for_loftq(keys.peft),
     )
+    require_fitting(facts, adapter)
+    return adapter
 
 
 def _say_what_is_left_out(facts: ModelFacts, ledger: Ledger, *, named: bool) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from newtune.errors import ModelError
 from newtune.plan.facts import ModelFacts
@@ -27,7 +27,7 @@ def resolve_targets(
     """
     if isinstance(modules, str) and not all_linear:
         found = [name for name in module_names(facts) if re.fullmatch(modules, name)]
-        if not found and not any(_ends_with(name, [modules]) for name in module_names(facts)):
+        if not found and not any(ends_with(name, [modules]) for name in module_names(facts)):
             raise ModelError(_no_match(facts, modules))
         _require_called(facts, found or [modules])
         _require_adaptable(facts, found or [modules])
@@ -38,7 +38,7 @@ def resolve_targets(
     _require_adaptable(facts, given)
     _require_not_taken_for_experts(facts, given)
     for name in given:
-        if not any(_ends_with(module, [name]) for module in module_names(facts)):
+        if not any(ends_with(module, [name]) for module in module_names(facts)):
             raise ModelError(_no_match(facts, name))
     if not all_linear and not given and not parameters:
         raise ModelError(
@@ -64,15 +64,12 @@ def count_trainable(
     """
     if adapter is None:
         return _count_unfrozen(facts, unfrozen_parameters)
-    saved = {m for m in module_names(facts) if _ends_with(m, adapter.modules_to_save)}
-    if facts.tied_embeddings and facts.head_name in saved:  # the embeddings' matrix, counted once
-        saved = saved - {facts.head_name} | {_embeddings(facts)}
-    total = sum(_module_size(facts, module) for module in saved)
+    total = sum(math.prod(facts.parameter_shapes[name]) for name in _saved(facts, adapter))
     for module in adapter_targets(facts, adapter):
         rows, columns = _matrix(facts, module)
         total += adapter.rank * (rows + columns) + (columns if adapter.use_dora else 0)
     for name, shape in facts.parameter_shapes.items():
-        if _ends_with(name, adapter.target_parameters):
+        if ends_with(name, adapter.target_parameters):
             stacked = shape[0] if len(shape) == 3 else 1
             total += adapter.rank * stacked * (shape[-1] + shape[-2])
     return total + new_tokens * facts.hidden_size * (1 if facts.tied_embeddings else 2)
@@ -90,13 +87,32 @@ def _count_unfrozen(facts: ModelFacts, patterns: Sequence[str]) -> int:
     return total
 
 
+def _saved(facts: ModelFacts, adapter: AdapterPlan) -> set[str]:
+    """Return the parameters that are trained in full, those of tied embeddings once.
+
+    PEFT takes every module whose name ends so, in the middle of a part as well: `norm` means
+    `input_layernorm`, too.
+    """
+    ends = adapter.modules_to_save
+    names = {n for n in facts.parameter_shapes if any(m.endswith(ends) for m in above(n))}
+    if facts.tied_embeddings and facts.head_name.endswith(ends):
+        names.add(f"{_embeddings(facts)}.weight")
+    return names
+
+
+def above(name: str) -> Iterator[str]:
+    """Yield the dotted names of the modules that a parameter lies in."""
+    while name := name.rpartition(".")[0]:
+        yield name
+
+
 def adapter_targets(facts: ModelFacts, adapter: AdapterPlan) -> list[str]:
     """Return the dotted names of the modules that get a LoRA; an empty list means a mistake."""
     targets = adapter.target_modules
-    names = [name for name in module_names(facts) if not _ends_with(name, adapter.modules_to_save)]
+    names = [name for name in module_names(facts) if not ends_with(name, adapter.modules_to_save)]
     if isinstance(targets, str):
         return [name for name in names if re.fullmatch(targets, name)]
-    return [n for n in names if _ends_with(n, targets) and _in_layers(n, adapter.layers)]
+    return [n for n in names if ends_with(n, targets) and _in_layers(n, adapter.layers)]
 
 
 def module_names(facts: ModelFacts) -> list[str]:
@@ -133,7 +149,7 @@ def expert_parameters(facts: ModelFacts) -> list[str]:
 
 def _require_called(facts: ModelFacts, targets: Sequence[str]) -> None:
     for name in sorted(read_directly(facts)):
-        if _ends_with(name, targets):
+        if ends_with(name, targets):
             raise ModelError(
                 f"lora_target_modules: `{_last(name)}` cannot be adapted: a state-space kernel of "
                 f"this {facts.model_type} model reads its weight without calling it, so that a "
@@ -143,7 +159,7 @@ def _require_called(facts: ModelFacts, targets: Sequence[str]) -> None:
 
 def _require_adaptable(facts: ModelFacts, targets: Sequence[str]) -> None:
     for name, adaptable in facts.routers.items():
-        if not adaptable and _ends_with(name, targets):
+        if not adaptable and ends_with(name, targets):
             raise ModelError(
                 f"lora_target_modules: `{_last(name)}` chooses the experts of this "
                 f"{facts.model_type} model and returns its choice: no LoRA can be put beside it. "
@@ -153,7 +169,7 @@ def _require_adaptable(facts: ModelFacts, targets: Sequence[str]) -> None:
 
 def _require_not_taken_for_experts(facts: ModelFacts, targets: Sequence[str]) -> None:
     for name in sorted(facts.taken_for_experts):
-        if _ends_with(name, targets):
+        if ends_with(name, targets):
             experts = ", ".join(expert_parameters(facts))
             raise ModelError(
                 f"lora_target_modules: PEFT takes `{_last(name)}` of {facts.model_type} models for "
@@ -202,7 +218,8 @@ def _embeddings(facts: ModelFacts) -> str:
     return next(name for name in names if name not in facts.linear_modules)
 
 
-def _ends_with(name: str, endings: Sequence[str]) -> bool:
+def ends_with(name: str, endings: Sequence[str]) -> bool:
+    """Tell whether a dotted name ends with one of these, from the start of a part."""
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
@@ -219,8 +236,3 @@ def _matrix(facts: ModelFacts, module: str) -> tuple[int, int]:
         return facts.linear_modules[module]
     rows, columns = facts.parameter_shapes[f"{module}.weight"]
     return rows, columns
-
-
-def _module_size(facts: ModelFacts, module: str) -> int:
-    bias = math.prod(facts.parameter_shapes.get(f"{module}.bias", (0,)))
-    return math.prod(_matrix(facts, module)) + bias
