@@ -251,3 +251,13 @@ def test_without_the_package_the_line_to_install_it_is_given(tmp_path, base, mon
 def test_initialisations_that_need_plain_weights_are_refused(tmp_path, base):
     with pytest.raises(ConfigError, match="quantised base cannot give"):
         config(tmp_path, base, *FOUR_BIT, "--peft_init_lora_weights", "pissa")
+
+
+def test_a_short_training_in_8_bit_merges(tmp_path, base):
+    """What 8-bit layers round off their inputs is more than what small steps have changed."""
+    configuration = config(tmp_path, base, *EIGHT_BIT, "--learning_rate", "1e-4")
+    train(configuration)
+    report = merge(configuration).report
+    assert report.passed
+    assert report.kl_share < 1e-4
+    assert report.kl_as_trained > 1e-2 * report.kl_base

@@ -30,6 +30,9 @@ def show_merge(merged: "Merged", config_path: Path) -> None:
                   f"{report.source}")  # fmt: skip
     table.add_row("largest logit difference", f"{report.largest_logit_difference:.3g}")
     table.add_row("KL(adapter‖merged)", f"{report.kl_merged:.3g} nats per token")
+    if report.base_rounds_inputs:
+        table.add_row("with the base's rounding", f"{report.kl_as_trained:.3g} nats per token: its "
+                      f"{report.base_bits}-bit layers round what goes into them")  # fmt: skip
     table.add_row("KL(adapter‖base)", f"{report.kl_base:.3g} nats per token")
     table.add_row("share", f"{report.kl_share:.3%} of what the adapter changes")
     table.add_row("equal greedy tokens", f"{report.equal_greedy:.2%} "

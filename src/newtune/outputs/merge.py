@@ -44,6 +44,7 @@ from newtune.outputs.verify import (
     VERIFICATION,
     MergeReport,
     compare_merged,
+    over_exact_layers,
     read_reference,
     with_base,
 )
@@ -108,6 +109,8 @@ def merge_adapter(
         reference = read_reference(trained, examples, source=source, folder=kept)
         changed = changes_base(trained)
         del trained  # from here on, one shard; for the comparison, one model
+        if quantization is not None and quantization.rounds_inputs and load_to_merge is not None:
+            reference = over_exact_layers(reference, load_to_merge(), folder=kept)
         if changed and load_base is not None:
             reference = with_base(reference, load_base(), folder=kept)
         written = None

@@ -67,16 +67,6 @@ BOUNDS: Mapping[Dtype, Bound] = {
     "bfloat16": Bound(kl_share=1e-2, equal_greedy=0.99),
 }
 
-ROUNDED_INPUTS_BOUND = Bound(kl_share=1e-2, equal_greedy=0.99)
-"""Over a base whose layers round what goes into them, which those of the merged model do not."""
-
-
-def bound_of(dtype: Dtype, *, rounds_inputs: bool = False) -> Bound:
-    """Return what a merge must keep, by the dtype of the result and by what the base is."""
-    if not rounds_inputs:
-        return BOUNDS[dtype]
-    return max(BOUNDS[dtype], ROUNDED_INPUTS_BOUND, key=lambda bound: bound.kl_share)
-
 
 @dataclass(frozen=True)
 class MergeReport:
@@ -105,6 +95,9 @@ class MergeReport:
     base_method: Method | None = None
     """Whose layers stored it so."""
     base_rounds_inputs: bool = False
+    kl_as_trained: float | None = None
+    """`kl_merged`, but with the base's own layers where they round what goes into them. The merged
+    model's do not, so there all else is measured with the same weights in layers that do not."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -125,7 +118,7 @@ class MergeReport:
     @property
     def bound(self) -> Bound:
         """Return what this merge must keep."""
-        return bound_of(self.dtype, rounds_inputs=self.base_rounds_inputs)
+        return BOUNDS[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -136,6 +129,9 @@ class Reference:
     adapter: Iterable[Float[Tensor, "positions vocab"]]
     base: Iterable[Float[Tensor, "positions vocab"]]
     source: str
+    rounding: Iterable[Float[Tensor, "positions vocab"]] | None = None
+    """Of base + adapter as trained, where its layers round what goes into them and `adapter` and
+    `base` come from layers that do not."""
 
 
 def verify_merge(
@@ -198,6 +194,20 @@ def with_base(
     return replace(reference, base=_kept(logits, folder, "untouched"))
 
 
+def over_exact_layers(
+    reference: Reference, exact: PeftModel, *, folder: Path | None = None
+) -> Reference:
+    """Return the reference of the same adapter over the same weights in layers that round nothing.
+
+    Such are the merged model's layers, so that what is compared is the merge alone; what the
+    rounding of the trained layers makes of it is a number beside it.
+    """
+    adapter = _kept(trained_logits(exact, reference.examples), folder, "exact-adapter")
+    with exact.disable_adapter():
+        base = _kept(trained_logits(exact, reference.examples), folder, "exact-base")
+    return replace(reference, adapter=adapter, base=base, rounding=reference.adapter)
+
+
 def _kept(batches: Iterator[Tensor], folder: Path | None, name: str) -> Iterable[Tensor]:
     return list(batches) if folder is None else KeptLogits(folder, name, batches)
 
@@ -212,7 +222,9 @@ def compare_merged(
     """Return the merged model's distance from base + adapter, with every bound it breaks."""
     sums = _Sums()
     predictions = trained_logits(merged, reference.examples)
-    for adapter, base, logits in zip(reference.adapter, reference.base, predictions, strict=True):
+    as_trained = reference.adapter if reference.rounding is None else reference.rounding
+    kept = (reference.adapter, reference.base, as_trained)
+    for adapter, base, trained, logits in zip(*kept, predictions, strict=True):
         if logits.shape != adapter.shape:
             raise ExportError(
                 f"the merged model predicts {logits.shape[-1]} tokens, base + adapter "
@@ -220,7 +232,7 @@ def compare_merged(
             )
         for start in range(0, len(logits), POSITIONS_PER_CHUNK):
             part = slice(start, start + POSITIONS_PER_CHUNK)
-            sums.add(adapter[part].double(), base[part].double(), logits[part].double())
+            sums.add(*(each[part].double() for each in (adapter, base, trained, logits)))
     report = MergeReport(
         rows=len(reference.examples),
         positions=sums.positions,
@@ -229,6 +241,7 @@ def compare_merged(
         largest_logit_difference=sums.largest,
         kl_merged=sums.kl_merged / sums.positions,
         kl_base=sums.kl_base / sums.positions,
+        kl_as_trained=sums.kl_as_trained / sums.positions,
         equal_greedy=sums.equal / sums.positions,
         equal_greedy_base=sums.equal_base / sums.positions,
         largest_difference_to_base=sums.largest_to_base,
@@ -278,16 +291,18 @@ class _Sums:
     positions: int = 0
     kl_merged: float = 0.0
     kl_base: float = 0.0
+    kl_as_trained: float = 0.0
     equal: int = 0
     equal_base: int = 0
     largest: float = 0.0
     largest_to_base: float = 0.0
 
-    def add(self, adapter: Tensor, base: Tensor, merged: Tensor) -> None:
+    def add(self, adapter: Tensor, base: Tensor, as_trained: Tensor, merged: Tensor) -> None:
         log_adapter = adapter.log_softmax(-1)
         self.positions += len(adapter)
         self.kl_merged += kl_sum(log_adapter, merged.log_softmax(-1))
         self.kl_base += kl_sum(log_adapter, base.log_softmax(-1))
+        self.kl_as_trained += kl_sum(as_trained.log_softmax(-1), merged.log_softmax(-1))
         preferred = adapter.argmax(-1)
         self.equal += int((merged.argmax(-1) == preferred).sum())
         self.equal_base += int((base.argmax(-1) == preferred).sum())
