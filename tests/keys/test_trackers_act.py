@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs import valid
+from newtune.errors import SetupError
 from newtune.plan.ledger import Ledger
 from newtune.plan.trackers import plan_trackers
 from runs import TinyRun
@@ -160,6 +161,15 @@ def test_trackio(tmp_path, monkeypatch):
     assert {name for name, _, _ in rows} == {"first"}
     assert losses == pytest.approx(run.losses())
     assert settings["optimizer.learning_rate"] == 0.01
+
+
+def test_wandb_without_a_login_is_told_how_to_go_on(tmp_path, monkeypatch):
+    needs("wandb")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(SetupError, match="`wandb login` or set WANDB_API_KEY; or write"):
+        train(tmp_path, monkeypatch, wandb_project="plans")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "comet", "trackio"])

@@ -47,7 +47,10 @@ _DATA = Later("this reading of data is not available yet")
 
 LATER: Mapping[str, Later] = {
     "quantize_moe_experts": _QUANTISED,
-    "model_quantization_config": _QUANTISED,
+    "model_quantization_config": Later(
+        "how a base is stored is read from its checkpoint, MXFP4 and FP8 dequantised on loading",
+        hint="Leave it and `model_quantization_config_kwargs` out; to quantise, `adapter: qlora`.",
+    ),
     "qlora_sharded_model_loading": _QUANTISED,
     "qat": _QAT,
     "quantization": _QAT,
@@ -60,7 +63,7 @@ LATER: Mapping[str, Later] = {
     "lora_qkv_kernel": _KERNELS,
     "lora_o_kernel": _KERNELS,
     "lora_embedding_kernel": _KERNELS,
-    "use_kernels": _KERNELS,
+    "use_kernels": Later("kernels are not fetched from the hub; the model's own layers run"),
     "torch_compile*": _COMPILE,
     "flex_attn_compile_kwargs": _COMPILE,
     "peft_layer_replication": Later("repeating layers is not available yet"),

@@ -80,14 +80,21 @@ class WeightsAndBiases:
         self.log_model = "end" if self.log_model is True else self.log_model
         run_id, tags = options.pop("run_id", None), options.pop("tags", None)
         self.library: Any = importlib.import_module("wandb")
-        self.run: Any = self.library.init(
-            dir=str(start.folder),
-            config=dict(start.facts),
-            id=run_id,
-            resume="allow" if run_id else None,
-            tags=[tags] if isinstance(tags, str) else tags,
-            **{"name": start.run_name, **options},
-        )
+        try:
+            self.run: Any = self.library.init(
+                dir=str(start.folder),
+                config=dict(start.facts),
+                id=run_id,
+                resume="allow" if run_id else None,
+                tags=[tags] if isinstance(tags, str) else tags,
+                **{"name": start.run_name, **options},
+            )
+        except self.library.Error as error:
+            raise SetupError(
+                f"Weights & Biases, asked for by `wandb_project`, starts no run: {error} Log in "
+                "with `wandb login` or set WANDB_API_KEY; or write `wandb_mode: offline`; or "
+                "leave `wandb_project` out."
+            ) from error
         if watch and watch != "false":
             # wandb's own 1,000 passes are more than a short run has
             self.run.watch(start.model, log=watch, log_freq=start.backward_passes_per_log)
