@@ -118,6 +118,14 @@ def test_an_adapter_goes_on_from_where_it_was(tmp_path):
     torch.testing.assert_close(again(TOKENS).logits, first(TOKENS).logits)
 
 
+def test_an_adapter_whose_file_was_cut_off_is_named(tmp_path):
+    attached("llama", AdapterPlan(**PLAN)).save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot read its adapter"):
+        attached("llama", AdapterPlan(**{**PLAN, "continue_from": str(tmp_path)}))
+
+
 def test_an_adapter_folder_that_is_missing_is_named():
     plan = AdapterPlan(**{**PLAN, "continue_from": "./no-such-adapter"})
     with pytest.raises(ModelError, match="no-such-adapter"):

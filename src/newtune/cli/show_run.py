@@ -140,7 +140,7 @@ def summary_lines(report: "RunReport", config_path: Path) -> Iterable[tuple[str,
     yield "speed", f"{report.tokens_per_second:,.0f} tokens/s"
     yield "peak memory", f"{report.peak_memory_bytes / 1e9:.1f} GB"
     share = report.trainable_parameters / report.parameters
-    yield "trained", f"{report.trainable_parameters:,} parameters ({share:.2%})"
+    yield "trained", f"{report.trainable_parameters:,} parameters ({share:.2%} of the base's)"
     yield report.kind, str(report.folder)
     yield "metrics", str(report.folder / "metrics.jsonl")
     if report.kind == "adapter":

@@ -123,7 +123,9 @@ def keys_that_change_nothing(config: RunConfig) -> Answers:
         value = section.peek(key)
         answers.keys.append(key)
         if any(value is refused for refused in no_op.refused):
-            answers.problems.append(Problem(key, f"`{_yaml(value)}` is refused: {no_op.reason}"))
+            answers.problems.append(
+                Problem(key, f"`{_yaml(value)}` is refused: {no_op.reason}", "Leave it out.")
+            )
         elif not is_off(value):
             answers.notices.append(f"`{key}` changes nothing: {no_op.notice}.")
     _answer_plugins(config, answers)

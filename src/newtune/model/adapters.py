@@ -15,6 +15,7 @@ from peft import (
     load_peft_weights,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -170,8 +171,8 @@ def _continue(model: PreTrainedModel, folder: str, *, on_cpu: bool) -> PeftModel
                 peft_model = PeftModel.from_pretrained(
                     model, folder, config=config, is_trainable=True, torch_device=device
                 )
-    except (HubError, OSError, ValueError, RuntimeError) as error:
-        raise cannot_load(folder, "adapter (`lora_model_dir`)", error) from error
+    except (HubError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise cannot_load(folder, "adapter", error) from error
     return _finished(peft_model, before)
 
 
@@ -205,7 +206,7 @@ def _read_adapter_config(folder: str) -> LoraConfig:
     try:
         config = LoraConfig.from_pretrained(folder)
     except (HubError, OSError, ValueError, TypeError) as error:
-        raise cannot_load(folder, "adapter (`lora_model_dir`)", error) from error
+        raise cannot_load(folder, "adapter", error) from error
     assert isinstance(config, LoraConfig)
     return config
 

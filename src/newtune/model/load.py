@@ -11,6 +11,7 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from huggingface_hub import snapshot_download
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -234,7 +235,7 @@ def _load(
             f"{plan.source}: its `.bin` weights hold more than tensors and could run code; they "
             "were not opened. Convert them to safetensors where you trust them."
         ) from error
-    except (HubError, OSError, ValueError, RuntimeError, ImportError) as error:
+    except (HubError, OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise cannot_load(plan.source, "weights", error, revision=plan.revision) from error
     _require_complete(plan.source, report)
     assert isinstance(model, PreTrainedModel)

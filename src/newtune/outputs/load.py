@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -128,7 +129,7 @@ def load_folder(
             **(placed_loading(placement) if placement else {"device_map": {"": device}}),
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ExportError(f"{folder} holds no model that can be loaded: {error}") from error
     install_head(model)
     angles_by_example(model)

@@ -101,7 +101,7 @@ def _refuse(sizes: Mapping[str, int], world: World) -> NoReturn:
     message = f"{text} = {product}, but {started} started"
     if len(sizes) == 1:
         message = f"{text}, but {started} started"
-    hint = f"Start {product} processes"
+    hint = f"Start {product} processes (`--num-processes {product}` on one machine)"
     if world.size > product and world.size % product == 0:
         missing = next((key for key in AXES if key not in sizes), None)
         if missing is not None:

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from newtune.errors import ConfigError, ModelError, SetupError
+from newtune.errors import ConfigError, ExportError, ModelError, SetupError
 from newtune.model.facts import read_model_facts
 from newtune.model.load import load_model
 from newtune.model.sources import find_source
+from newtune.outputs.load import load_folder
 from newtune.plan.parts import AdapterPlan, ModelPlan, PrecisionPlan
 from newtune.plan.targets import count_trainable
 from tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
@@ -117,6 +118,15 @@ def test_missing_and_partial_weights_are_named(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"holds no weights.*config\.json"):
         load(folder)
+
+
+def test_a_file_that_was_cut_off_is_an_error(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cannot read its weights"):
+        load(folder)
+    with pytest.raises(ExportError, match="holds no model that can be loaded"):
+        load_folder(folder, device="cpu")
 
 
 def test_a_missing_shard_is_an_error(tmp_path):

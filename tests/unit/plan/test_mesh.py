@@ -59,12 +59,13 @@ def test_one_machine_has_one_copy_and_says_so() -> None:
         (
             {"dp_shard_size": 2, "dp_replicate_size": 4},
             "dp_replicate_size 4 × dp_shard_size 2 = 8, but 4 processes were started. "
-            "Start 8 processes.",
+            "Start 8 processes (`--num-processes 8` on one machine).",
         ),
         (
             {"dp_shard_size": 2},
             "dp_shard_size 2, but 4 processes were started. "
-            "Start 2 processes, or add `dp_replicate_size: 2`.",
+            "Start 2 processes (`--num-processes 2` on one machine), "
+            "or add `dp_replicate_size: 2`.",
         ),
         ({**FSDP, "dp_replicate_size": 3}, "dp_replicate_size 3, but 4 processes were started"),
     ],
