@@ -3,7 +3,7 @@
 `prepare.py` is the part before weights load, `results.py` what follows a run.
 """
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
@@ -73,17 +73,18 @@ def train(config: RunConfig) -> RunReport | None:
         settings = {k: v for k, v in config.dump().items() if k not in ASK_TO_RESUME}
         require_agreement(meeting, "configuration", digests_of(settings), SAME_FILE)
         require_agreement(meeting, "code", code_digests(), SAME_CODE)
-        return train_together(config, world, meeting, watch)
+        run_dir = RunDir(Path(config.output.output_dir))
+        with run_dir.claimed() if world.is_main else nullcontext():
+            return train_together(config, world, run_dir, meeting, watch)
 
 
 def train_together(
-    config: RunConfig, world: World, meeting: Meeting, watch: Watch
+    config: RunConfig, world: World, run_dir: RunDir, meeting: Meeting, watch: Watch
 ) -> RunReport | None:
     """Train with the processes that have met, or alone."""
     group = Group.of(world, watch)
     if not world.is_main:
         logger.setLevel(WARNING)  # what the first process says need not be said again
-    run_dir = RunDir(Path(config.output.output_dir))
     checkpoint = find_checkpoint(config, run_dir, meeting)
     prepared = prepare(config, world, trains=True)
     plan = prepared.plan

@@ -12,6 +12,7 @@ output_dir/
   adapter_model.safetensors, adapter_config.json   or   model*.safetensors, config.json
   tokenizer files, README.md (model card)
   merged/             the merged model and verification.json
+  .lock               held while a run writes here
 """
 
 import importlib.metadata
@@ -20,10 +21,13 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from newtune.errors import ConfigError, Problem, SetupError
 from newtune.logs import notice
@@ -78,6 +82,10 @@ MAY_DIFFER_ON_RESUME = frozenset(
 Batch sizes are among them: that a step keeps its rows is checked with the plan's numbers
 (`training.checkpoint.require_same_rows`), for they depend on the number of processes, too.
 """
+
+LOCK = ".lock"
+CLAIM_SECONDS = 15.0
+"""The system frees the lock of a run that was killed once its last process has ended."""
 
 REPORTED_PACKAGES = (
     "newtune",
@@ -153,6 +161,33 @@ class RunDir:
         if self.metrics_file.is_file() and self.metrics_file.stat().st_size:
             names.append(self.metrics_file.name)
         return names
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs out of the folder while the block runs.
+
+        Raises:
+            SetupError: another run is writing there.
+        """
+        is_new = not self.root.exists()
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / LOCK, timeout=CLAIM_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise SetupError(
+                f"another run is writing to output_dir {self.root} at this moment. Choose another "
+                "output_dir, or wait for its end."
+            ) from error
+        except NotImplementedError:
+            notice(f"{self.root} is on a file system without locks: nothing keeps a second run out")
+        try:
+            yield
+        finally:
+            lock.release()
+            if is_new and {path.name for path in self.root.iterdir()} <= {LOCK}:
+                (self.root / LOCK).unlink(missing_ok=True)
+                self.root.rmdir()
 
     def checkpoint_to_resume(self, asked: str | None, *, automatic: bool) -> Path | None:
         """Return the checkpoint to go on from, or None for a run from the start.

@@ -30,6 +30,23 @@ def test_a_folder_with_notes_only_is_free(run_dir):
     assert run_dir.checkpoint_to_resume(None, automatic=False) is None
 
 
+def test_two_runs_at_once_do_not_share_a_folder(run_dir, monkeypatch):
+    monkeypatch.setattr("newtune.run_dir.CLAIM_SECONDS", 0)
+    with run_dir.claimed():
+        said = "another run is writing to output_dir"
+        with pytest.raises(SetupError, match=said), RunDir(run_dir.root).claimed():
+            pass
+        (run_dir.root / "metrics.jsonl").write_text("x")
+    with run_dir.claimed():
+        assert run_dir.metrics_file.is_file()
+
+
+def test_a_run_that_wrote_nothing_leaves_nothing(run_dir):
+    with pytest.raises(ConfigError), run_dir.claimed():
+        raise ConfigError([])
+    assert not run_dir.root.exists()
+
+
 @pytest.mark.parametrize(
     "name", ["adapter_model.safetensors", "model.safetensors", "metrics.jsonl"]
 )
