@@ -106,7 +106,7 @@ def read_adapter(folder: str) -> AdapterPlan:
     Raises:
         ModelError: it cannot be read.
     """
-    config = _read_adapter_config(folder)
+    config = _read_adapter_config(folder, "adapter (`lora_model_dir`)")
     targets, layers = config.target_modules or (), config.layers_to_transform
     return AdapterPlan(
         kind="lora",
@@ -159,7 +159,7 @@ def lora_config(
 
 def _continue(model: PreTrainedModel, folder: str, *, on_cpu: bool) -> PeftModel:
     """Load an adapter so that it trains on."""
-    config = _read_adapter_config(folder)
+    config = _read_adapter_config(folder, "adapter")
     before = _before_it_changes(model, config)
     try:
         config._register_custom_module({OutputHead: LoraOutputHead})
@@ -202,11 +202,11 @@ def _before_it_changes(model: PreTrainedModel, config: LoraConfig) -> bytes | No
     return fingerprint(model.named_parameters())
 
 
-def _read_adapter_config(folder: str) -> LoraConfig:
+def _read_adapter_config(folder: str, what: str) -> LoraConfig:
     try:
         config = LoraConfig.from_pretrained(folder)
     except (HubError, OSError, ValueError, TypeError) as error:
-        raise cannot_load(folder, "adapter", error) from error
+        raise cannot_load(folder, what, error) from error
     assert isinstance(config, LoraConfig)
     return config
 
