@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # exported by __getattr__
 
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 
 HubError = httpx.HTTPError
 """What the hub's client raises when the hub refuses, answers nonsense, or cannot be reached."""
@@ -136,7 +136,7 @@ def _similar(repository: Repository) -> str:
         known += _listed(repository.kind, search=name)
     same_name = [id for id in known if id.rpartition("/")[2] == name]
     hint = f"did you mean `{same_name[0]}`?" if same_name else did_you_mean(repository.id, known)
-    return f" {hint[:1].upper()}{hint[1:]}" if hint else " Check the spelling."
+    return f" {sentence(hint)}" if hint else " Check the spelling."
 
 
 def _listed(kind: str, *, author: str | None = None, search: str | None = None) -> list[str]:
@@ -151,6 +151,6 @@ def _revisions(repository: Repository) -> str:
         refs = HfApi().list_repo_refs(repository.id, repo_type=repository.kind)
         names = [ref.name for ref in (*refs.branches, *refs.tags)]
         hint = did_you_mean(repository.revision or "", names)
-        said = f" {hint[:1].upper()}{hint[1:]}" if hint else ""
+        said = f" {sentence(hint)}" if hint else ""
         return f" It has: {', '.join(names[:20])}.{said}"
     return ""

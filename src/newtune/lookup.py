@@ -20,6 +20,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean `{match}`?" if match else ""
 
 
+def sentence(text: str) -> str:
+    """Return the text with a capital at its start."""
+    return text[:1].upper() + text[1:]
+
+
 def choose(table: Mapping[str, Value], name: str) -> Value:
     """Return `table[name]`.
 

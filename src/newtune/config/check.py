@@ -15,7 +15,7 @@ from newtune.config.section import Section
 from newtune.config.tokenizer import SpecialTokensSection
 from newtune.config.yaml_file import EMPTY
 from newtune.errors import Problem
-from newtune.lookup import did_you_mean, nearest
+from newtune.lookup import did_you_mean, nearest, sentence
 
 PLACES: Mapping[type[Section], str] = {
     DatasetSection: "the dataset entry",
@@ -228,7 +228,7 @@ def _hint_for_text(kinds: set[Any], choices: list[str], got: str) -> str:
         return "Leave the quotes out."
     if choices:
         hint = did_you_mean(got, choices)
-        return hint[:1].upper() + hint[1:]
+        return sentence(hint)
     return f"A list is written `[{got}]`." if str in kinds and Ellipsis in kinds else ""
 
 

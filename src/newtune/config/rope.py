@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from newtune.errors import Problem
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _of_type(path: str, given: Mapping[str, Any]) -> Iterator[Problem]:
     elif kind is not None and kind not in SCALINGS:
         hint = did_you_mean(str(kind), SCALINGS)
         message = f"no scaling `{kind}`; known: {_listing(SCALINGS)}"
-        yield Problem(f"{path}.type", message, hint[:1].upper() + hint[1:])
+        yield Problem(f"{path}.type", message, sentence(hint))
     else:
         yield from _of_keys(path, kind, given)
 
@@ -136,7 +136,7 @@ def _of_keys(path: str, kind: str | None, given: Mapping[str, Any]) -> Iterator[
         of = "a scaling" if kind is None else f"`{kind}`"
         hint = did_you_mean(key, allowed)
         message = f"is no key of {of}; it has: {_listing(allowed)}"
-        yield Problem(f"{path}.{key}", message, hint[:1].upper() + hint[1:])
+        yield Problem(f"{path}.{key}", message, sentence(hint))
     if kind is not None and not unknown:
         yield from missing_keys(path, kind, given)
 

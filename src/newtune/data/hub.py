@@ -21,7 +21,7 @@ from newtune.data.sources.rows import Table
 from newtune.errors import DataError
 from newtune.hub import HubError, Repository, diagnose, first_line, is_unreachable
 from newtune.logs import logger, notice
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 from newtune.run_dir import write_json
 
 LISTED = 20
@@ -185,7 +185,7 @@ def _missing_files(source: Source) -> str | None:
                 hint = did_you_mean(wanted, shown)
                 return (
                     f"the dataset holds no file `{wanted}` (`data_files`). "
-                    f"{f'{hint[:1].upper()}{hint[1:]} ' if hint else ''}"
+                    f"{f'{sentence(hint)} ' if hint else ''}"
                     f"It holds: {', '.join(shown[:LISTED])}{more}"
                 )
     return None

@@ -16,7 +16,7 @@ from newtune.config.rope import (
     wrong_scaling,
 )
 from newtune.errors import ConfigError, Problem
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 from newtune.plan.model import SCALED_BY_LISTS
 
 KEY = "overrides_of_model_config"
@@ -88,7 +88,7 @@ def _put(
             hint = did_you_mean(name, _fields(config))
             message = f"is no field of {type(config).__name__}"
             known = f"It has: {', '.join(sorted(values))}."
-            yield Problem(f"{path}.{name}", message, hint[:1].upper() + hint[1:] or known)
+            yield Problem(f"{path}.{name}", message, sentence(hint) or known)
         else:
             key = config.attribute_map.get(name, name)
             before = values.get(key)

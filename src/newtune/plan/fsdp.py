@@ -11,10 +11,8 @@ from newtune.errors import ConfigError, Problem
 from newtune.plan.ledger import Ledger
 from newtune.plan.mesh import HYBRID
 from newtune.plan.parts import AdapterPlan, QuantizationPlan
-from newtune.plan.sharing import FsdpPlan
+from newtune.plan.sharing import ELEMENT_BY_ELEMENT, FsdpPlan
 
-SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-"""Those whose arithmetic is element by element, by torch's own operators."""
 DONE_BY_FSDP2: Mapping[str, str] = {
     "limit_all_gathers": "FSDP2 limits them by itself",
     "use_orig_params": "FSDP2 always keeps the original parameters",
@@ -82,9 +80,9 @@ def require_shardable(
         ConfigError: what stands against it.
     """
     problems = [] if fsdp is None else list(_of_quantization(fsdp, quantization))
-    if config.training.optimizer not in SHARDED_OPTIMIZERS:
+    if config.training.optimizer not in ELEMENT_BY_ELEMENT:
         message = f"`{config.training.optimizer}` is not known to work on sharded parameters"
-        hint = f"With sharding: {', '.join(SHARDED_OPTIMIZERS)}."
+        hint = f"With sharding: {', '.join(ELEMENT_BY_ELEMENT)}."
         problems.append(Problem("optimizer", message, hint))
     if config.compute.fp16:
         hint = "Use `bf16: auto`."

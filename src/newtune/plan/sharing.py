@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from newtune.plan.facts import Dtype
 
+ELEMENT_BY_ELEMENT = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Optimizers of which it does not matter who holds which element; by torch's own operators."""
+
 
 @dataclass(frozen=True)
 class FsdpPlan:

@@ -19,10 +19,8 @@ from newtune.plan.parts import (
     SchedulePlan,
     StepPlan,
 )
-from newtune.plan.sharing import ParallelPlan, ZeroPlan
+from newtune.plan.sharing import ELEMENT_BY_ELEMENT, ParallelPlan, ZeroPlan
 
-ZERO_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-"""Those whose arithmetic is element by element, so that it does not matter who holds which."""
 ADAMS = ("adamw_torch", "adamw_torch_fused")
 SCHEDULES: Mapping[str, str] = {
     "WarmupDecayLR": "linear",
@@ -143,9 +141,9 @@ def _why(stage: int, offloads: Mapping[str, bool], world: World) -> str:
 
 def _refused(config: RunConfig, given: Mapping[str, Any], known: Known) -> Iterator[Problem]:
     """Yield a problem for what newtune does not do with DeepSpeed."""
-    if known.optimizer.name not in ZERO_OPTIMIZERS:
+    if known.optimizer.name not in ELEMENT_BY_ELEMENT:
         message = f"`{known.optimizer.name}` is not known to work with DeepSpeed"
-        yield Problem("optimizer", message, f"With `deepspeed`: {', '.join(ZERO_OPTIMIZERS)}.")
+        yield Problem("optimizer", message, f"With `deepspeed`: {', '.join(ELEMENT_BY_ELEMENT)}.")
     if known.precision.autocast == "float16" or known.precision.trained_weights == "float16":
         yield Problem("fp16", "is not available with `deepspeed`", "Use `bf16: auto`.")
     if config.adapter.relora:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from newtune.config.rules.rule import about, sentence
+from newtune.config.rules.rule import about
 from newtune.config.run import RunConfig
 from newtune.errors import Problem
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 
 STARTS = ("gaussian", "pissa", "pissa_niter_4", "olora", "orthogonal", "eva")
 """The names that `peft_init_lora_weights` takes; any number may stand for the 4."""

@@ -12,10 +12,10 @@ from newtune.config.formats import (
     TEMPLATE_SOURCES,
     TEMPLATES,
 )
-from newtune.config.rules.rule import about, sentence
+from newtune.config.rules.rule import about
 from newtune.config.run import RunConfig
 from newtune.errors import Problem
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 
 # Data
 

@@ -7,11 +7,11 @@ from typing import Any
 from newtune.config.compute import ATTENTION
 from newtune.config.parallel import IN_PARTS
 from newtune.config.quantization import BNB_OPTIONS
-from newtune.config.rules.rule import about, sentence
+from newtune.config.rules.rule import about
 from newtune.config.run import RunConfig
 from newtune.config.unfrozen import read_pattern
 from newtune.errors import Problem
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 
 # Model and tokenizer
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from newtune.config.run import RunConfig
 from newtune.errors import Problem
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 
 Check = Callable[[RunConfig], Iterator[Problem]]
 
@@ -47,8 +47,3 @@ def known_name(
         usable = sorted(set(names) - set(refused))
         hint = did_you_mean(name, usable) or f"Known: {', '.join(usable)}."
         yield Problem(key, f"no {key} `{name}`", sentence(hint))
-
-
-def sentence(text: str) -> str:
-    """Return the text with a capital at its start."""
-    return text[:1].upper() + text[1:]

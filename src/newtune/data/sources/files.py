@@ -8,7 +8,7 @@ from pathlib import Path
 
 from newtune.data.sources.kinds import KINDS, kind_of
 from newtune.errors import DataError
-from newtune.lookup import did_you_mean
+from newtune.lookup import did_you_mean, sentence
 
 SPLITS: Mapping[str, frozenset[str]] = {
     "train": frozenset(("train", "training")),
@@ -115,7 +115,7 @@ def _similar(name: str, folder: Path) -> str:
     names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
     hint = did_you_mean(Path(name).name, names)
     if hint:
-        return hint[:1].upper() + hint[1:]
+        return sentence(hint)
     return (
         "Check `path`; it is taken from the folder of the configuration file, else from the "
         "working directory."
